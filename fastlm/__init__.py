@@ -1,0 +1,1 @@
+"""fastlm: Transformers made smaller and faster, and measured to be so."""

@@ -1,0 +1,231 @@
+"""What a model is (`ModelConfig`) and how it is computed (`Compute`).
+
+Notable: `ModelConfig` describes a concrete architecture, is saved beside the weights and suffices to
+rebuild them. A field of the per-layer group takes one value or a tuple: kinds are patterns tiled
+over the layers (`("local", "local", "full")`), sizes are one per layer. `layer(i)` resolves them.
+`Compute` never changes what is stored, only how it runs.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax.numpy as jnp
+
+from fastlm import configuration
+from fastlm.errors import UserError, nearest
+
+FEED_FORWARDS = ("gelu", "relu2", "swiglu", "geglu")
+NORMS = ("layer_norm", "rms_norm")
+NORM_PLACES = ("pre", "post")
+POSITIONS = ("none", "sinusoidal", "learned", "rotary", "alibi")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+REMAT = ("none", "full", "dots", "dots_no_batch")
+
+_KINDS_PER_LAYER = ("attention", "feed_forward")
+_SIZES_PER_LAYER = ("heads", "kv_heads", "head_dim", "feed_forward_width")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """One layer, every value concrete."""
+
+    width: int
+    attention: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: str
+    feed_forward_width: int
+    norm: str
+    norm_place: str
+    norm_epsilon: float
+    rotary: bool
+    rotary_base: float
+    qk_norm: bool
+    attention_softcap: float
+    bias: bool
+    dropout: float
+    init_scale: float
+    residual_init_scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A concrete architecture. Zero for a size means "derive it" and is resolved on construction.
+
+    Attributes:
+      vocab_size: V; 0 in a config file means "what the tokenizer has".
+      max_length: longest context T; rows of the table of learned positions.
+      heads, kv_heads, head_dim, feed_forward_width: N, K, H, F; a tuple gives one per layer.
+      kv_heads: 0 means as many as heads. head_dim: 0 means width / heads.
+      feed_forward_width: 0 means 4 x width, or 8/3 x width (to a multiple of 64) for gated kinds.
+      attention, feed_forward: a kind, or a pattern of kinds tiled over the layers.
+      bias: biases in the projections and in LayerNorm.
+      attention_softcap, logit_softcap: cap * tanh(x / cap); 0 is off.
+      init_scale: standard deviation of the initial weights.
+      residual_init: "scaled" divides the projections into the residual stream by sqrt(2 layers)
+        (GPT-2), "zero" starts them at 0 so that each block starts as the identity, "same" does neither.
+      formats: ordered (path regex, leaf format); empty for plain weights.
+    """
+
+    vocab_size: int = 0
+    max_length: int = 1024
+    layers: int = 6
+    width: int = 384
+    heads: int | tuple[int, ...] = 6
+    kv_heads: int | tuple[int, ...] = 0
+    head_dim: int | tuple[int, ...] = 0
+    attention: str | tuple[str, ...] = "full"
+    feed_forward: str | tuple[str, ...] = "gelu"
+    feed_forward_width: int | tuple[int, ...] = 0
+    norm: str = "layer_norm"
+    norm_place: str = "pre"
+    norm_epsilon: float = 1e-5
+    positions: str = "rotary"
+    rotary_base: float = 10_000.0
+    qk_norm: bool = False
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    tied_embeddings: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    init_scale: float = 0.02
+    residual_init: str = "scaled"
+    formats: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_names(self)
+        for name in _KINDS_PER_LAYER + _SIZES_PER_LAYER:
+            _check_per_layer(self, name)
+        for i in range(self.layers):
+            _check_layer(self.layer(i), i, self.positions)
+
+    def _at(self, name: str, i: int) -> Any:
+        value = getattr(self, name)
+        return value[i % len(value)] if isinstance(value, tuple) else value
+
+    def layer(self, i: int) -> LayerConfig:
+        """Returns layer `i` with every size and kind resolved."""
+        heads, kind = self._at("heads", i), self._at("feed_forward", i)
+        gated = kind.endswith("glu")
+        default_width = -(-self.width * 8 // 3 // 64) * 64 if gated else 4 * self.width
+        return LayerConfig(
+            width=self.width,
+            attention=self._at("attention", i),
+            heads=heads,
+            kv_heads=self._at("kv_heads", i) or heads,
+            head_dim=self._at("head_dim", i) or self.width // heads,
+            feed_forward=kind,
+            feed_forward_width=self._at("feed_forward_width", i) or default_width,
+            norm=self.norm,
+            norm_place=self.norm_place,
+            norm_epsilon=self.norm_epsilon,
+            rotary=self.positions == "rotary",
+            rotary_base=self.rotary_base,
+            qk_norm=self.qk_norm,
+            attention_softcap=self.attention_softcap,
+            bias=self.bias,
+            dropout=self.dropout,
+            init_scale=self.init_scale,
+            residual_init_scale=_residual_scale(self),
+        )
+
+    def to_json(self) -> str:
+        """Returns the architecture as JSON, one key a line."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        """Rebuilds what `to_json` wrote.
+
+        Raises:
+          UserError: not JSON, or keys this version does not know.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"model description is not JSON ({error}); the file is damaged") from None
+        return configuration.make(cls, "model", values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model runs: types, rematerialisation and kernels. Nothing here is saved with weights.
+
+    Attributes:
+      dtype: type of activations and of the operands of products; sums and softmax are float32.
+      remat: what the backward pass recomputes: "none" (stores everything), "full" (stores only block
+        inputs), "dots" (stores all products), "dots_no_batch" (stores products with weights only).
+      attention_form: "auto", or one of `ops.attention.FORMS`.
+      loss_chunk: tokens whose logits exist at a time.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    attention_form: str = "auto"
+    loss_chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        _one_of("compute.dtype", self.dtype, DTYPES)
+        _one_of("compute.remat", self.remat, REMAT)
+
+    @property
+    def jnp_dtype(self) -> Any:
+        """The compute type as a numpy type."""
+        return DTYPES[self.dtype]
+
+
+def _one_of(where: str, value: str, valid: Any) -> None:
+    if value not in valid:
+        hint = nearest(value, valid) or f"; one of: {', '.join(valid)}"
+        raise UserError(f"config.{where}: unknown '{value}'{hint}")
+
+
+def _residual_scale(cfg: ModelConfig) -> float:
+    return {"scaled": cfg.init_scale * (2 * cfg.layers) ** -0.5, "zero": 0.0, "same": cfg.init_scale}[cfg.residual_init]
+
+
+def _check_sizes(cfg: ModelConfig) -> None:
+    for name in ("layers", "width", "max_length"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"config.model.{name}: must be at least 1, got {getattr(cfg, name)}")
+    if not 0 <= cfg.dropout < 1:
+        raise UserError(f"config.model.dropout: must be in [0, 1), got {cfg.dropout}")
+    if cfg.vocab_size < 0:
+        raise UserError(f"config.model.vocab_size: must not be negative, got {cfg.vocab_size}")
+
+
+def _check_names(cfg: ModelConfig) -> None:
+    _one_of("model.norm", cfg.norm, NORMS)
+    _one_of("model.norm_place", cfg.norm_place, NORM_PLACES)
+    _one_of("model.positions", cfg.positions, POSITIONS)
+    _one_of("model.residual_init", cfg.residual_init, ("scaled", "zero", "same"))
+    kinds = cfg.feed_forward if isinstance(cfg.feed_forward, tuple) else (cfg.feed_forward,)
+    for kind in kinds:
+        _one_of("model.feed_forward", kind, FEED_FORWARDS)
+
+
+def _check_per_layer(cfg: ModelConfig, name: str) -> None:
+    value = getattr(cfg, name)
+    if not isinstance(value, tuple):
+        return
+    if name in _SIZES_PER_LAYER and len(value) != cfg.layers:
+        raise UserError(f"config.model.{name}: {len(value)} values for {cfg.layers} layers; give one per layer")
+    if not 0 < len(value) <= cfg.layers:
+        raise UserError(f"config.model.{name}: a pattern of {len(value)} does not tile {cfg.layers} layers")
+
+
+def _check_layer(layer: LayerConfig, i: int, positions: str) -> None:
+    where = f"config.model, layer {i}"
+    if min(layer.heads, layer.kv_heads, layer.head_dim, layer.feed_forward_width) < 1:
+        raise UserError(f"{where}: heads, kv_heads, head_dim and feed_forward_width must be positive")
+    if layer.heads * layer.head_dim != layer.width and layer.head_dim == layer.width // layer.heads:
+        raise UserError(
+            f"{where}: width {layer.width} is not divided by {layer.heads} heads; set head_dim or change one"
+        )
+    if layer.heads % layer.kv_heads:
+        raise UserError(f"{where}: {layer.kv_heads} kv_heads do not divide {layer.heads} heads")
+    if positions == "rotary" and layer.head_dim % 2:
+        raise UserError(f"{where}: rotary positions need an even head_dim, got {layer.head_dim}")

@@ -1,0 +1,30 @@
+"""Normalization modules over `ops.normalization`."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from fastlm.models.weights import weight
+from fastlm.ops import normalization
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis of size `size`.
+
+    Attributes:
+      kind: "layer_norm" or "rms_norm".
+      bias: LayerNorm only.
+    """
+
+    kind: str
+    size: int
+    epsilon: float
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalizes `x`."""
+        scale = weight(self, "scale", (self.size,), ("norm",), nn.initializers.ones)
+        if self.kind == "rms_norm":
+            return normalization.rms_norm(x, scale, self.epsilon)
+        bias = weight(self, "bias", (self.size,), ("norm",)) if self.bias else None
+        return normalization.layer_norm(x, scale, bias, self.epsilon)

@@ -1,0 +1,127 @@
+"""Cross-entropy over a vocabulary without an array of tokens x vocabulary.
+
+Notable: tokens are cut into chunks; when a gradient is asked for, the forward pass computes each
+chunk's gradient at once (the loss is a scalar, so its cotangent is one number that scales the
+stored result). Logits therefore live for one chunk only and are never computed twice: memory grows
+with `chunk x V`, not with `B x T x V` (the idea of fused linear cross-entropy, arXiv 2410.10989).
+z-loss is PaLM's (arXiv 2204.02311, section 5), label smoothing that of arXiv 1512.00567.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Head = Callable[[Any, Array], Array]
+
+
+@flax.struct.dataclass
+class TokenScores:
+    """What a model made of each target: nll in nats, and whether it was the likeliest; float32."""
+
+    nll: Float[Array, "B T"]
+    correct: Float[Array, "B T"]
+
+
+def token_losses(
+    logits: Float[Array, "... V"], targets: Int[Array, "..."], z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns (training loss, negative log-likelihood) per token, in nats and float32."""
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = nll
+    if label_smoothing:
+        loss = (1 - label_smoothing) * nll + label_smoothing * (log_z - jnp.mean(logits, axis=-1))
+    if z_loss:
+        loss = loss + z_loss * jnp.square(log_z)
+    return loss, nll
+
+
+def _chunk_loss(head, z_loss, label_smoothing, params, hidden, targets, mask):
+    logits = head(params, hidden)
+    loss, nll = token_losses(logits, targets, z_loss, label_smoothing)
+    correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    return jnp.sum(loss * mask), TokenScores(nll, correct)
+
+
+def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+    """[B, T, ...] -> [T / c, B, c, ...]: chunks along time keep the batch sharded as it was."""
+    batch, length = arrays[0].shape[:2]
+    size = max(1, min(length, chunk // batch))
+    while length % size:
+        size -= 1
+    return tuple(jnp.swapaxes(a.reshape(batch, length // size, size, *a.shape[2:]), 0, 1) for a in arrays)
+
+
+def _join(pieces: Array) -> Array:
+    """[T / c, B, c, ...] -> [B, T, ...]."""
+    pieces = jnp.swapaxes(pieces, 0, 1)
+    return pieces.reshape(pieces.shape[0], -1, *pieces.shape[3:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _summed(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask):
+    def body(total, piece):
+        loss, scores = _chunk_loss(head, z_loss, label_smoothing, params, *piece)
+        return total + loss, scores
+
+    total, scores = jax.lax.scan(body, jnp.zeros((), jnp.float32), _split(chunk, hidden, targets, mask))
+    return total, jax.tree.map(_join, scores)
+
+
+def _forward(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask):
+    gradient = jax.value_and_grad(
+        functools.partial(_chunk_loss, head, z_loss, label_smoothing), argnums=(0, 1), has_aux=True
+    )
+
+    def body(carry, piece):
+        (loss, scores), (d_params, d_hidden) = gradient(params, *piece)
+        return jax.tree.map(jnp.add, carry, (loss, d_params)), (scores, d_hidden)
+
+    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    (total, d_params), (scores, d_hidden) = jax.lax.scan(body, start, _split(chunk, hidden, targets, mask))
+    return (total, jax.tree.map(_join, scores)), (d_params, _join(d_hidden))
+
+
+def _backward(head, chunk, z_loss, label_smoothing, residuals, cotangent):
+    d_params, d_hidden = residuals
+    g = cotangent[0]  # the scores are reported, not differentiated
+    return jax.tree.map(lambda d: d * g.astype(d.dtype), d_params), d_hidden * g.astype(d_hidden.dtype), None, None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def chunked_cross_entropy(
+    head: Head,
+    params: Any,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    mask: Float[Array, "B T"],
+    *,
+    chunk: int = 1024,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], TokenScores]:
+    """Sums the loss of `head(params, hidden)` against `targets` over the tokens where `mask` is 1.
+
+    Args:
+      head: `(params, hidden [..., D]) -> logits [..., V]`; must be hashable (a bound method of a frozen object is).
+      chunk: tokens whose logits exist at a time, over the whole batch.
+
+    Returns:
+      (summed training loss, scores of every token); only the first is differentiable.
+    """
+    return _summed(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask.astype(jnp.float32))
+
+
+def chunked_scores(
+    head: Head, params: Any, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int = 1024
+) -> TokenScores:
+    """Scores every token, without a loss."""
+    return _summed(head, chunk, 0.0, 0.0, params, hidden, targets, jnp.ones(targets.shape, jnp.float32))[1]

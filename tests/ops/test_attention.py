@@ -1,0 +1,98 @@
+"""Every form of attention equals the oracle; the oracle equals a loop over pairs written from the definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+from fastlm.ops import attention
+from fastlm.ops.masks import MaskSpec
+
+SCALE = 0.3
+
+
+def make_qkv(heads=4, kv_heads=2, queries=6, keys=6, head_dim=8, seed=0):
+    a, b, c = jax.random.split(jax.random.key(seed), 3)
+    q = jax.random.normal(a, (2, queries, heads, head_dim))
+    k = jax.random.normal(b, (2, keys, kv_heads, head_dim))
+    return q, k, jax.random.normal(c, (2, keys, kv_heads, head_dim))
+
+
+def by_definition(q, k, v, visible, bias=None, cap=0.0):
+    """Attention as a loop over rows, heads and queries in float64; `visible(b, t, s)` says who sees whom."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        seen = [s for s in range(k.shape[1]) if visible(b, t, s)]
+        scores = np.array([q[b, t, n] @ k[b, s, n // group] * SCALE for s in seen])
+        scores = np.tanh(scores / cap) * cap if cap else scores
+        scores = scores if bias is None else scores + np.array([bias[b, n, t, s] for s in seen])
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = (weights / weights.sum()) @ np.array([v[b, s, n // group] for s in seen])
+    return out
+
+
+SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 3, 3]])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_plain_is_attention_by_definition(kv_heads, cap):
+    q, k, v = make_qkv(kv_heads=kv_heads)
+    bias = jax.random.normal(jax.random.key(9), (2, 4, 6, 6))
+    mask = MaskSpec(True, SEGMENTS, SEGMENTS)
+    visible = lambda b, t, s: s <= t and SEGMENTS[b, t] == SEGMENTS[b, s]
+    expected = by_definition(q, k, v, visible, bias, cap)
+    np.testing.assert_allclose(attention.plain(q, k, v, mask, bias, scale=SCALE, cap=cap), expected, atol=2e-6)
+
+
+def test_offset_places_queries_in_a_cache():
+    q, k, v = make_qkv(queries=2, keys=6)
+    offset = jnp.array([1, 3])
+    expected = by_definition(q, k, v, lambda b, t, s: s <= t + int(offset[b]))
+    np.testing.assert_allclose(attention.plain(q, k, v, MaskSpec(offset=offset), scale=SCALE), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("form", [name for name in attention.FORMS if name not in ("plain", "splash")])
+@pytest.mark.parametrize("kind", ["causal", "full", "packed", "bias"])
+def test_forms_equal_plain_with_gradients(form, kind):
+    q, k, v = make_qkv()
+    mask = {
+        "causal": MaskSpec(),
+        "bias": MaskSpec(),
+        "full": MaskSpec(causal=False),
+        "packed": MaskSpec(True, SEGMENTS, SEGMENTS),
+    }[kind]
+    bias = jax.random.normal(jax.random.key(9), (2, 4, 6, 6)) if kind == "bias" else None
+
+    def loss(name, q, k, v):
+        y = attention.dot_product_attention(q, k, v, mask, bias, scale=SCALE, form=name)
+        return jnp.sum(jnp.sin(y) * jnp.arange(8)), y
+
+    (_, got), got_grads = jax.value_and_grad(loss, argnums=(1, 2, 3), has_aux=True)(form, q, k, v)
+    (_, expected), expected_grads = jax.value_and_grad(loss, argnums=(1, 2, 3), has_aux=True)("plain", q, k, v)
+    np.testing.assert_allclose(got, expected, atol=3e-6)
+    for a, b in zip(got_grads, expected_grads):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_splash_interpreted_equals_plain(monkeypatch):
+    """The TPU kernel, run by the Pallas interpreter."""
+    make = splash_attention_kernel.make_splash_mha
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", lambda *a, **k: make(*a, interpret=True, **k))
+    q, k, v = make_qkv(heads=2, kv_heads=1, queries=128, keys=128, head_dim=128)
+    segments = jnp.tile(jnp.repeat(jnp.array([1, 2]), 64), (2, 1))
+    for mask in (MaskSpec(), MaskSpec(True, segments, segments)):
+        got = attention.splash(q, k, v, mask, scale=SCALE)
+        np.testing.assert_allclose(got, attention.plain(q, k, v, mask, scale=SCALE), atol=2e-5)
+
+
+def test_choice_by_platform():
+    mask, shape = MaskSpec(), (2, 256, 4, 128)
+    assert attention.choose("tpu", shape, shape, mask, None, 0.0) == "splash"
+    assert attention.choose("tpu", (2, 250, 4, 128), (2, 250, 4, 128), mask, None, 0.0) == "plain"
+    assert attention.choose("gpu", shape, shape, mask, None, 0.0) == "fused"
+    assert attention.choose("gpu", shape, shape, mask, None, 30.0) == "plain"
