@@ -1,0 +1,1 @@
+"""Configs: values only; `base.py` has every key once, the others override it."""

@@ -1,0 +1,90 @@
+"""Every key that a config may have, once, with the value it has unless a config says otherwise.
+
+The other files in this folder call `get_config` here and change values; the command line changes
+them again: `--config.model.layers=8`. What a key means stands in the docstring of the class or
+function that its section is passed to (named beside each section).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the base config: a small decoder on the shipped corpus."""
+    config = ConfigDict()
+    config.seed = 0
+
+    # fastlm.tasks.language_modeling.make
+    config.task = ConfigDict({"name": "language_modeling", "z_loss": 0.0, "label_smoothing": 0.0})
+
+    # fastlm.models.ModelConfig; 0 means "derive it"
+    config.model = ConfigDict(
+        {
+            "vocab_size": 0,
+            "max_length": 1024,
+            "layers": 6,
+            "width": 384,
+            "heads": 6,
+            "kv_heads": 0,
+            "head_dim": 0,
+            "attention": "full",
+            "feed_forward": "gelu",
+            "feed_forward_width": 0,
+            "norm": "layer_norm",
+            "norm_place": "pre",
+            "norm_epsilon": 1e-5,
+            "positions": "rotary",
+            "rotary_base": 10_000.0,
+            "qk_norm": False,
+            "attention_softcap": 0.0,
+            "logit_softcap": 0.0,
+            "tied_embeddings": True,
+            "bias": False,
+            "dropout": 0.0,
+            "init_scale": 0.02,
+            "residual_init": "scaled",
+            "formats": (),
+        }
+    )
+
+    # fastlm.models.Compute
+    config.compute = ConfigDict({"dtype": "bfloat16", "remat": "none", "attention_form": "auto", "loss_chunk": 1024})
+
+    # fastlm.data.tokenizers.make
+    config.tokenizer = ConfigDict({"kind": "bpe", "path": "", "vocab_size": 4096})
+
+    # fastlm.data.pipeline.training_batches; sources are (spec, weight in tokens)
+    config.data = ConfigDict(
+        {
+            "sources": (("state_of_the_union", 1.0),),
+            "split": "train",
+            "length": 256,
+            "batch_size": 16,
+            "mode": "packed",
+            "packing": "concat",
+            "shards": 0,
+            "data_dir": None,
+        }
+    )
+
+    # fastlm.training.build.Evaluation
+    config.evaluation = ConfigDict(
+        {"every": 250, "batches": 20, "split": "validation", "final_split": "test", "batch_size": 0, "overlap": 0}
+    )
+
+    # fastlm.training.optimizers.make
+    config.optimizer = ConfigDict({"name": "adamw", "b1": 0.9, "b2": 0.95, "weight_decay": 0.1, "clip": 1.0})
+
+    # fastlm.training.schedules.make; fractions below 1 are of all steps
+    config.schedule = ConfigDict({"name": "cosine", "peak": 1e-3, "warmup": 0.02, "final": 0.1})
+
+    # fastlm.training.build.Training
+    config.training = ConfigDict({"steps": 1000, "accumulation": 1, "average_decay": 0.0, "max_skipped": 10})
+
+    # fastlm.parallel.mesh.make; -1 is what is left
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+
+    # fastlm.training.build.Checkpoint, Logging, Sample
+    config.checkpoint = ConfigDict({"every": 250, "keep": 2})
+    config.logging = ConfigDict({"every": 20, "tensorboard": True, "wandb": ""})
+    config.sample = ConfigDict({"prompts": (), "tokens": 120, "temperature": 0.8, "top_p": 0.95})
+    return config

@@ -1,0 +1,1 @@
+"""Turning a language model into text."""

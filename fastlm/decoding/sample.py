@@ -1,0 +1,170 @@
+"""Sampling from a decoder with a cache: prefill once, then a loop that stays on the device.
+
+Notable: prompts of unequal length share one batch, padded on the right; each row continues at its
+own position. Lengths are rounded up to powers of two so that few shapes are ever compiled. Every
+row has its own random key, split from (seed, row), so a prompt's continuation does not depend on
+what else is in the batch. Streaming is a loop over short device-side chunks.
+Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.errors import UserError
+from fastlm.models import Model
+from fastlm.ops.caches import Cache
+
+NEGATIVE = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: 0 takes the likeliest token.
+      top_k: keep the k likeliest; 0 keeps all.
+      top_p: keep the smallest set with this much probability; 1 keeps all.
+      min_p: keep tokens at least this share as likely as the likeliest; 0 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not np.isfinite(self.temperature):
+            raise UserError(f"temperature must be a number >= 0, got {self.temperature}")
+        if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise UserError(
+                "top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1 are needed, "
+                f"got {self.top_k}, {self.top_p}, {self.min_p}"
+            )
+
+
+def filtered(logits: Float[Array, "... V"], how: Sampling) -> Float[Array, "... V"]:
+    """Returns logits at the temperature asked for, with the tokens that `how` drops at -1e30."""
+    logits = logits / how.temperature
+    if how.top_k and how.top_k < logits.shape[-1]:
+        smallest = jax.lax.top_k(logits, how.top_k)[0][..., -1:]
+        logits = jnp.where(logits < smallest, NEGATIVE, logits)
+    if how.min_p:
+        floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(how.min_p)
+        logits = jnp.where(logits < floor, NEGATIVE, logits)
+    if how.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
+        kept = jnp.sum(before < how.top_p, axis=-1, keepdims=True)
+        logits = jnp.where(logits < jnp.take_along_axis(ordered, kept - 1, axis=-1), NEGATIVE, logits)
+    return logits
+
+
+def draw(logits: Float[Array, "B V"], keys: Array, how: Sampling) -> Int[Array, "B"]:
+    """Draws one token per row, each with its own key."""
+    if how.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, filtered(logits, how)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _prefill(model: Model, params: Any, slots: int, tokens: Array, lengths: Array) -> tuple[Cache, Array]:
+    """Runs right-padded prompts; returns the cache and the logits after each prompt's last token."""
+    hidden, aux = model.features(params, tokens, cache=model.empty_cache(tokens.shape[0], slots))
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return dataclasses.replace(aux["cache"], length=lengths), model.head(params, last)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=(4,))
+def _decode(model: Model, params: Any, steps: int, how: Sampling, cache: Cache, logits: Array, keys: Array):
+    """Draws `steps` tokens; returns (cache, logits, tokens [B, steps])."""
+
+    def body(state, index):
+        cache, logits = state
+        position_keys = jax.vmap(jax.random.fold_in)(keys, cache.length)
+        token = draw(logits, position_keys, how)
+        hidden, aux = model.features(params, token[:, None], cache=cache)
+        return (aux["cache"], model.head(params, hidden[:, 0])), token
+
+    (cache, logits), tokens = jax.lax.scan(body, (cache, logits), jnp.arange(steps))
+    return cache, logits, tokens.T
+
+
+def generate(
+    model: Model,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    how: Sampling = Sampling(),
+    seed: int = 0,
+    chunk: int = 16,
+) -> Iterator[np.ndarray]:
+    """Returns an iterator of arrays [B, <= chunk] of new tokens, until each prompt has `max_tokens` of them.
+
+    Raises:
+      UserError: an empty prompt, or a prompt and continuation longer than the model's context; at the call.
+    """
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    _check_lengths(lengths, max_tokens, model.cfg.max_length)
+    padded = np.zeros((len(prompts), _bucket(int(lengths.max()))), np.int32)
+    for row, prompt in zip(padded, prompts):
+        row[: len(prompt)] = prompt
+    slots = _bucket(max(padded.shape[1], int(lengths.max()) + -(-max_tokens // chunk) * chunk))
+    root = jax.random.key(seed)
+    keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(len(prompts)))
+    return _continue(model, params, padded, lengths, slots, keys, max_tokens, how, chunk)
+
+
+def _continue(model, params, padded, lengths, slots, keys, max_tokens, how, chunk) -> Iterator[np.ndarray]:
+    cache, logits = _prefill(model, params, slots, jnp.asarray(padded), jnp.asarray(lengths))
+    for start in range(0, max_tokens, chunk):
+        cache, logits, tokens = _decode(model, params, chunk, how, cache, logits, keys)
+        yield np.asarray(tokens)[:, : max_tokens - start]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Returns a prompt as documents begin in training: with the start token, where there is one."""
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
+    return start + [int(i) for i in tokenizer.encode(prompt)]
+
+
+def until_end(chunks: Iterator[np.ndarray], end: int) -> list[list[int]]:
+    """Collects rows of tokens, each up to (not including) its first `end` token; stops early when all ended."""
+    rows: list[list[int]] = []
+    ended: list[bool] = []
+    for chunk in chunks:
+        if not rows:
+            rows, ended = [[] for _ in chunk], [False] * len(chunk)
+        for i, tokens in enumerate(chunk.tolist()):
+            for token in tokens:
+                ended[i] = ended[i] or token == end
+                if not ended[i]:
+                    rows[i].append(token)
+        if all(ended):
+            break
+    return rows
+
+
+def _bucket(length: int) -> int:
+    """The next power of two, at least 16."""
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def _check_lengths(lengths: np.ndarray, max_tokens: int, context: int) -> None:
+    if not len(lengths) or lengths.min() < 1:
+        raise UserError("a prompt has no tokens; give at least one character")
+    longest = int(lengths.max())
+    if longest + max_tokens > context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens, and {max_tokens} more make {longest + max_tokens}, "
+            f"but the model's context is {context} tokens (model.max_length); shorten the prompt or lower --max_tokens"
+        )

@@ -1,0 +1,69 @@
+"""Scores a trained model: `python -m fastlm.evaluate --workdir runs/lm_small`.
+
+By default on the test split of the data it was trained on; `--source` takes any source the data
+pipeline knows (`text:my/*.txt`, `jsonl:my.jsonl#body`, `python_stdlib`). Prints one line of metrics
+and one of JSON.
+"""
+
+import json
+
+import jax
+from absl import flags
+
+from fastlm import command_line
+from fastlm.data.evaluation import evaluation_batches
+from fastlm.parallel import mesh as meshes
+from fastlm.parallel import multihost
+from fastlm.tasks import language_modeling
+from fastlm.training import evaluation, restore
+
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
+STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
+SOURCE = flags.DEFINE_multi_string("source", [], "what to score instead of the training data; may be repeated")
+SPLIT = flags.DEFINE_string("split", "", "split to score; default test, or all for --source text: and jsonl:")
+LENGTH = flags.DEFINE_integer("length", 0, "context in tokens; 0 takes that of training")
+OVERLAP = flags.DEFINE_integer("overlap", -1, "context tokens repeated, unscored, per window; -1 takes the config's")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows per batch")
+BATCHES = flags.DEFINE_integer("batches", 0, "score only this many batches; 0 scores all")
+AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
+
+
+def main() -> None:
+    """Restores, scores, prints."""
+    mesh = meshes.make()
+    jax.set_mesh(mesh)
+    step = int(STEP.value) if STEP.value.isdigit() else STEP.value or None
+    restored = restore.restore(WORKDIR.value, mesh, step=step, average=AVERAGE.value, dtype=DTYPE.value)
+    metrics = score(restored, mesh)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    if multihost.is_primary():
+        print(f"step {restored.step}: {shown}")
+        print(json.dumps({"workdir": WORKDIR.value, "step": restored.step, "metrics": metrics}))
+
+
+def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """Scores the source and split that the flags name."""
+    data, settings = restored.about["config"]["data"], restored.about["config"].get("evaluation", {})
+    sources = tuple((source, 1.0) for source in SOURCE.value) or data["sources"]
+    user_files = SOURCE.value and SOURCE.value[0].startswith(("text:", "jsonl:"))
+    overlap = OVERLAP.value if OVERLAP.value >= 0 else settings.get("overlap", 0)
+    batches = evaluation_batches(
+        sources,
+        restored.tokenizer,
+        split=SPLIT.value or ("all" if user_files else "test"),
+        length=LENGTH.value or data.get("length", 256),
+        batch_size=BATCH_SIZE.value,
+        overlap=overlap,
+        limit=BATCHES.value,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        data_dir=data.get("data_dir"),
+    )
+    task = language_modeling.make(restored.model, restored.tokenizer.token_bytes)
+    return evaluation.evaluate_documents(jax.jit(task.predict), task, {"model": restored.params}, batches, mesh)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    command_line.main(main)

@@ -1,0 +1,1 @@
+"""What is learned: losses, metrics and predictions over a model."""

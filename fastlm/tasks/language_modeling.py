@@ -1,0 +1,86 @@
+"""Next-token prediction.
+
+Notable: `bits_per_byte` counts the UTF-8 bytes that the scored tokens stand for, so models with
+different tokenizers compare; end-of-document tokens cost bits but stand for no bytes. Perplexity is
+per token and compares only within one tokenizer.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fastlm.models import Model, abstract
+from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.tasks.task import Task
+
+
+def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Task:
+    """Returns the task of predicting each next token.
+
+    `predict` gives, per token [B, T], what `loss` sums: nll (nats), correct, tokens (1 where scored), bytes.
+
+    Args:
+      token_bytes: [V'] bytes of text that each token stands for; ids from V' to V stand for none.
+      z_loss: weight of log(Z)^2 per token (arXiv 2204.02311).
+      label_smoothing: share of the target spread evenly over the vocabulary.
+    """
+
+    unused = model.cfg.vocab_size - len(token_bytes)
+
+    def loss(weights, constants, carry, batch, step, rng):
+        del step
+        params, mask = weights["model"], batch["loss_mask"].astype(jnp.float32)
+        options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
+        hidden, _ = model.features(params, batch["tokens"], rng=rng, **options)
+        total, scores = chunked_cross_entropy(
+            model.head,
+            model.head_params(params),
+            hidden,
+            batch["targets"],
+            mask,
+            chunk=model.compute.loss_chunk,
+            z_loss=z_loss,
+            label_smoothing=label_smoothing,
+        )
+        text_bytes = jnp.sum(jnp.take(constants["token_bytes"], batch["targets"], mode="clip") * mask)
+        sums = {
+            "nll": jnp.sum(scores.nll * mask),
+            "correct": jnp.sum(scores.correct * mask),
+            "tokens": jnp.sum(mask),
+            "bytes": text_bytes,
+        }
+        return total, sums["tokens"], (carry, {"sums": sums})
+
+    def predict(weights: Any, constants: Any, batch: dict) -> dict[str, Array]:
+        params, mask = weights["model"], batch["loss_mask"].astype(jnp.float32)
+        options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
+        hidden, _ = model.features(params, batch["tokens"], **options)
+        scores = chunked_scores(
+            model.head, model.head_params(params), hidden, batch["targets"], chunk=model.compute.loss_chunk
+        )
+        text_bytes = jnp.take(constants["token_bytes"], batch["targets"], mode="clip")
+        return {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask, "bytes": text_bytes * mask}
+
+    return Task(
+        init=lambda rng, model_params: {"model": model_params},
+        loss=loss,
+        summarize=summarize,
+        predict=predict,
+        constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},
+        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
+    )
+
+
+def summarize(sums: dict[str, float]) -> dict[str, float]:
+    """Returns loss (nats per token), perplexity, bits_per_byte and accuracy from summed scores."""
+    tokens = max(sums["tokens"], 1.0)
+    nats = sums["nll"] / tokens
+    return {
+        "loss": nats,
+        "perplexity": math.exp(min(nats, 700.0)),
+        "bits_per_byte": sums["nll"] / math.log(2) / max(sums["bytes"], 1.0),
+        "accuracy": sums["correct"] / tokens,
+    }

@@ -1,0 +1,269 @@
+"""From a config to an `Experiment`: everything a run is made of, each part checked by name.
+
+Notable: this is the only file below the entry points that sees the config's sections. Each section
+is the keyword arguments of one constructor, so a key exists in exactly one place, and a misspelt or
+ill-typed one is an error here, before anything compiles.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from fastlm import configuration
+from fastlm.data import pipeline, sources, tokenizers
+from fastlm.data.evaluation import evaluation_batches as held_out_batches
+from fastlm.errors import UserError, nearest
+from fastlm.models import Compute, Model, ModelConfig
+from fastlm.parallel import mesh as meshes
+from fastlm.tasks import language_modeling
+from fastlm.tasks.task import Task
+from fastlm.training import optimizers, schedules
+from fastlm.training import state as states
+from fastlm.training.precision import loss_scale_for
+
+SECTIONS = (
+    "seed",
+    "task",
+    "model",
+    "compute",
+    "tokenizer",
+    "data",
+    "evaluation",
+    "optimizer",
+    "schedule",
+    "training",
+    "mesh",
+    "checkpoint",
+    "logging",
+    "sample",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and in which pieces.
+
+    Attributes:
+      steps: optimizer steps of the whole run.
+      accumulation: microbatches per step; must divide the batch.
+      average_decay: of an exponential moving average of the weights; 0 keeps none.
+      max_skipped: non-finite steps in a row after which the run stops.
+    """
+
+    steps: int
+    accumulation: int = 1
+    average_decay: float = 0.0
+    max_skipped: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is scored, and when.
+
+    Attributes:
+      every: steps between evaluations; 0 evaluates only at the end.
+      batches: batches per evaluation while training; 0 takes the whole split.
+      split, final_split: scored while training, and once at the end ("" for neither).
+      batch_size: rows; 0 takes that of training.
+      overlap: tokens of context repeated, unscored, at the start of each window after a document's first.
+    """
+
+    every: int = 500
+    batches: int = 20
+    split: str = "validation"
+    final_split: str = "test"
+    batch_size: int = 0
+    overlap: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Steps between checkpoints, and how many of the newest stay beside the best."""
+
+    every: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """Steps between log lines; TensorBoard files; project name for Weights & Biases ("" is off)."""
+
+    every: int = 20
+    tensorboard: bool = True
+    wandb: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Text generated when the run ends: one continuation of `tokens` tokens per prompt."""
+
+    prompts: tuple[str, ...] = ()
+    tokens: int = 120
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, ready to start."""
+
+    workdir: Path
+    config: dict[str, Any]
+    seed: int
+    model: Model
+    tokenizer: tokenizers.Tokenizer
+    task: Task
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    mesh: Mesh
+    batch_size: int
+    length: int
+    training: Training
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    logging: Logging
+    sample: Sample
+    train_batches: Callable[[], pipeline.BatchIterator]
+    eval_batches: Callable[[str, int], Iterator[dict]]
+
+    def create_state(self) -> states.State:
+        """Returns the state before the first step (run it under `jit`)."""
+        return states.create(
+            self.task,
+            self.model,
+            self.optimizer,
+            seed=self.seed,
+            rows=self.batch_size,
+            average=self.training.average_decay > 0,
+            loss_scale=loss_scale_for(self.model.compute.dtype),
+        )
+
+
+TASKS: dict[str, Callable[..., Task]] = {"language_modeling": language_modeling.make}
+
+
+def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
+    """Checks a config and makes its parts.
+
+    Raises:
+      UserError: whatever in it cannot work, naming section and key.
+    """
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(
+                f"config.{key}: no such section{nearest(key, SECTIONS) or '; one of: ' + ', '.join(SECTIONS)}"
+            )
+    section = lambda name: dict(config.get(name, {}))
+    seed = configuration.checked(config.get("seed", 0), int, "config.seed")
+    training = configuration.make(Training, "training", section("training"))
+    evaluation = configuration.make(Evaluation, "evaluation", section("evaluation"))
+    compute = configuration.make(Compute, "compute", section("compute"))
+    cfg = configuration.make(ModelConfig, "model", section("model"))
+    schedule = configuration.make(schedules.make, "schedule", section("schedule"), steps=training.steps)
+    mesh = meshes.make(**_checked_ints("mesh", section("mesh")))
+
+    data = section("data")
+    batch_size, length = data.get("batch_size", 16), data.get("length", 256)
+    _check_batch(batch_size, training.accumulation, mesh)
+    tokenizer = make_tokenizer(section("tokenizer"), data)
+    cfg = fit_vocabulary(cfg, tokenizer, length)
+    model = Model(cfg, compute)
+    task = make_task(section("task"), model, tokenizer)
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
+    optimizer = configuration.make(
+        optimizers.make, "optimizer", section("optimizer"), learning_rate=schedule, params=shapes
+    )
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_batches = lambda: configuration.make(
+        pipeline.training_batches, "data", data, tokenizer=tokenizer, seed=seed, **processes
+    )
+
+    def eval_batches(split: str, limit: int = 0) -> Iterator[dict]:
+        return held_out_batches(
+            data["sources"],
+            tokenizer,
+            split=split,
+            length=length,
+            batch_size=evaluation.batch_size or batch_size,
+            overlap=evaluation.overlap,
+            limit=limit,
+            data_dir=data.get("data_dir"),
+            **processes,
+        )
+
+    return Experiment(
+        workdir=Path(workdir),
+        config=dict(config),
+        seed=seed,
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        optimizer=optimizer,
+        schedule=schedule,
+        mesh=mesh,
+        batch_size=batch_size,
+        length=length,
+        training=training,
+        evaluation=evaluation,
+        checkpoint=configuration.make(Checkpoint, "checkpoint", section("checkpoint")),
+        logging=configuration.make(Logging, "logging", section("logging")),
+        sample=configuration.make(Sample, "sample", section("sample")),
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+    )
+
+
+def make_tokenizer(values: dict[str, Any], data: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Makes the tokenizer of a config; trained kinds learn on the training split of the first source."""
+    data_dir = data.get("data_dir")
+    documents = None
+    if values.get("kind") == "bpe":
+        documents = [sources.load(spec, data.get("split", "train"), data_dir=data_dir) for spec in _specs(data)]
+    return configuration.make(tokenizers.make, "tokenizer", values, documents=documents, data_dir=data_dir)
+
+
+def fit_vocabulary(cfg: ModelConfig, tokenizer: tokenizers.Tokenizer, length: int) -> ModelConfig:
+    """Fills in or checks the vocabulary and the context length of a model for its data."""
+    if cfg.vocab_size == 0:
+        cfg = dataclasses.replace(cfg, vocab_size=tokenizer.vocab_size)
+    if cfg.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size: {cfg.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}; "
+            "set it to 0 to match"
+        )
+    if length > cfg.max_length:
+        raise UserError(f"config.data.length: {length} is more than config.model.max_length {cfg.max_length}; raise it")
+    return cfg
+
+
+def make_task(values: dict[str, Any], model: Model, tokenizer: tokenizers.Tokenizer) -> Task:
+    """Makes the task that `config.task.name` names."""
+    name = values.pop("name", "language_modeling")
+    if name not in TASKS:
+        raise UserError(f"config.task.name: unknown '{name}'{nearest(name, TASKS) or '; one of: ' + ', '.join(TASKS)}")
+    return configuration.make(TASKS[name], "task", values, model=model, token_bytes=tokenizer.token_bytes)
+
+
+def _specs(data: dict[str, Any]) -> list[str]:
+    return [spec for spec, _ in data["sources"]]
+
+
+def _checked_ints(name: str, values: dict[str, Any]) -> dict[str, int]:
+    configuration.make(lambda *, data=-1, fsdp=1, tensor=1, sequence=1: None, name, values)
+    return {key: configuration.checked(value, int, f"config.{name}.{key}") for key, value in values.items()}
+
+
+def _check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    cut = mesh.shape["data"] * mesh.shape["fsdp"]
+    if accumulation < 1 or batch_size % accumulation:
+        raise UserError(f"config.training.accumulation: {accumulation} does not divide the batch of {batch_size} rows")
+    if (batch_size // accumulation) % cut:
+        raise UserError(
+            f"config.data.batch_size: {batch_size} rows / {accumulation} microbatches are not divided by the "
+            f"{cut} devices of mesh axes data x fsdp; change one of them"
+        )

@@ -1,0 +1,188 @@
+"""Checkpoints: saved in the background, whole or not at all, and readable without the config that made them.
+
+A checkpoint is `<workdir>/checkpoints/<step>/` with the items
+  params     what was trained; `models.abstract` of the saved ModelConfig is its restore target
+  average    the averaged parameters, when the run keeps them
+  training   the rest of the state
+  about      JSON: model, tokenizer, data position, config, versions
+Notable: Orbax writes aside and renames, so a killed run leaves the previous checkpoints whole. The
+last `keep` and the best by the evaluation loss stay. Every failure to read or write becomes one
+line that names the step and what remains.
+Left out: storing frozen constants; they come with the compressions that have them.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from fastlm.errors import UserError
+from fastlm.training.state import State
+
+BEST_METRIC = "loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preservation:
+    """Keeps the newest `latest` checkpoints and the one with the lowest evaluation loss."""
+
+    latest: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's question: one answer per checkpoint, oldest first."""
+        del context
+        scored = [(c.metrics[BEST_METRIC], i) for i, c in enumerate(checkpoints) if c.metrics]
+        best = min(scored)[1] if scored else -1
+        return [i >= len(checkpoints) - self.latest or i == best for i in range(len(checkpoints))]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that wrote a checkpoint."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, workdir: str | Path, *, keep: int = 2, read_only: bool = False):
+        """Opens (and, unless `read_only`, creates) `<workdir>/checkpoints`.
+
+        Raises:
+          UserError: `read_only` and there is none.
+        """
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every file, and failures twice
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"{workdir}: no checkpoints folder there; give --workdir of a run of fastlm.train")
+        with self._reporting("open"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=Preservation(keep),
+                    create=False,
+                    cleanup_tmp_directories=not read_only,
+                    enable_async_checkpointing=True,
+                ),
+            )
+
+    def steps(self) -> list[int]:
+        """Returns the steps that can be restored, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """Returns the step with the lowest evaluation loss, or None if none was evaluated."""
+        scored = [(m[BEST_METRIC], step) for step in self.steps() if (m := self._manager.metrics(step))]
+        return min(scored)[1] if scored else None
+
+    def save(self, step: int, state: State, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Starts saving in the background; a step that exists already is left as it is.
+
+        Raises:
+          UserError: this or the previous save could not be written (a full disk, say).
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "training": ocp.args.StandardSave(state.replace(params=(), average=())),
+            "about": ocp.args.JsonSave(about),
+        }
+        if jax.tree.leaves(state.average):
+            items["average"] = ocp.args.StandardSave(state.average)
+        with self._reporting("write", step):
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Returns the JSON description of a checkpoint."""
+        with self._reporting("read", step):
+            return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+
+    def restore(self, step: int, target: State) -> State:
+        """Returns the state at `step`, placed as `target` (shapes with shardings) says.
+
+        Raises:
+          UserError: damaged, or of another shape than `target`.
+        """
+        parts = {"params": target.params, "training": target.replace(params=(), average=())}
+        if jax.tree.leaves(target.average):
+            parts["average"] = target.average
+        found = self._restore(step, parts)
+        return found["training"].replace(params=found["params"], average=found.get("average", ()))
+
+    def restore_params(self, step: int, target: Any, *, average: bool = False) -> Any:
+        """Returns the trained parameters at `step`, or their average."""
+        name = "average" if average else "params"
+        if average and not (self.folder / str(step) / name).is_dir():
+            raise UserError(f"{self.folder / str(step)}: the run kept no averaged weights; drop --average")
+        return self._restore(step, {name: target})[name]
+
+    def _restore(self, step: int, parts: dict[str, Any]) -> Any:
+        with self._reporting("read", step):
+            arguments = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
+            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+
+    def resolve(self, step: int | str | None) -> int:
+        """Returns the step meant by a number, "best", or None (the newest).
+
+        Raises:
+          UserError: there is no such checkpoint; the message lists those there are.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.folder}: holds no complete checkpoint; train there first")
+        wanted = self.best() if step == "best" else steps[-1] if step is None else step
+        if wanted is None:
+            raise UserError(f"{self.folder}: no checkpoint was evaluated, so none is best; choose from {steps}")
+        if wanted not in steps:
+            raise UserError(f"{self.folder}: no checkpoint at step {wanted}; choose from {steps}, or 'best'")
+        return wanted
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._reporting("write"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _reporting(self, verb: str, step: int | None = None) -> Iterator[None]:
+        place = self.folder if step is None else self.folder / str(step)
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            # Orbax, TensorStore and the file system each raise their own kinds here.
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            others = [s for s in self._complete() if s != step]
+            raise UserError(
+                f"checkpoint {place}: could not {verb} it ({reason[:300]}); {_advice(verb, others)}"
+            ) from error
+
+    def _complete(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+
+def _advice(verb: str, others: list[int]) -> str:
+    rest = f"intact there: {others}" if others else "no other checkpoint is there"
+    if verb == "read":
+        return f"it is damaged or belongs to another model; {rest}, choose one with --step"
+    return f"check space and permissions, then run the same command again to resume; {rest}"

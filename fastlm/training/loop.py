@@ -1,0 +1,341 @@
+"""The loop around the train step: resuming, evaluating, saving, stopping.
+
+Notable: nothing is lost. A checkpoint holds the state and the data position, so a run that was
+killed and started again takes the same batches with the same keys and ends in the same bits.
+SIGTERM (and Ctrl-C) finish the step in hand, save and return; on several processes JAX's preemption
+service makes all of them agree on the step. Values are fetched from the device once per log
+interval only.
+"""
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fastlm.errors import UserError
+from fastlm.measurement import flops, peak
+from fastlm.parallel import multihost
+from fastlm.training import checkpoints as checkpoint_files
+from fastlm.training import evaluation, metrics, progress
+from fastlm.training import state as states
+from fastlm.training.build import Experiment
+from fastlm.training.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      status: "finished" or "interrupted".
+      step: optimizer steps done.
+      metrics: of the final evaluation, or the last one.
+      state: the state on the device.
+    """
+
+    status: str
+    step: int
+    metrics: dict[str, float]
+    state: states.State
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop; one answer for all processes."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+        self._alone = jax.process_count() == 1
+
+    def __enter__(self) -> "StopRequest":
+        if self._alone and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:  # asked twice: the person means it
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def now(self, step: int) -> bool:
+        """Returns whether to stop after `step`."""
+        return self._asked if self._alone else multihost_utils.reached_preemption_sync_point(step)
+
+
+class Run:
+    """The moving parts of one run of an experiment."""
+
+    def __init__(self, experiment: Experiment, *, profile: bool = False, say: Callable[[str], None] = print):
+        """Compiles nothing yet; opens the workdir and restores its newest checkpoint if there is one.
+
+        Raises:
+          UserError: the workdir holds a run that this experiment cannot continue.
+        """
+        self.experiment, self.profile = experiment, profile
+        self.say = say if multihost.is_primary() else lambda text: None
+        self.checkpoints = checkpoint_files.Checkpoints(experiment.workdir, keep=experiment.checkpoint.keep)
+        self.batches = experiment.train_batches()
+        self.last_metrics: dict[str, float] = {}
+        self.last_save = -1
+        experiment_abstract = jax.eval_shape(experiment.create_state)
+        self.placement = states.shardings(experiment_abstract, experiment.task, experiment.mesh)
+        self.state = (
+            self._restore(experiment_abstract) or jax.jit(experiment.create_state, out_shardings=self.placement)()
+        )
+        self.step = int(self.state.step)
+        step = make_train_step(
+            experiment.task,
+            experiment.optimizer,
+            accumulation=experiment.training.accumulation,
+            average_decay=experiment.training.average_decay,
+        )
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.placement, None))
+        self.eval_step = jax.jit(make_eval_step(experiment.task))
+        self.predict = jax.jit(experiment.task.predict)
+
+    # --- restoring and saving --------------------------------------------------------------------
+
+    def _restore(self, shapes: states.State) -> states.State | None:
+        steps = self.checkpoints.steps()
+        if not steps:
+            return None
+        about = self.checkpoints.about(steps[-1])
+        check_same_run(self.experiment, about)
+        place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+        state = self.checkpoints.restore(steps[-1], jax.tree.map(place, shapes, self.placement))
+        self.batches.set_state(about["data"])
+        self.last_metrics, self.last_save = about["metrics"], steps[-1]
+        self.say(f"resuming {self.experiment.workdir} at step {steps[-1]}")
+        return state
+
+    def save(self, metrics: dict[str, float] | None = None) -> None:
+        """Starts saving this step; `metrics` if it was evaluated just now."""
+        about = describe(self.experiment) | {
+            "data": multihost.gather_json(self.batches.get_state()),
+            "metrics": self.last_metrics,
+        }
+        self.checkpoints.save(self.step, self.state, about, metrics)
+        self.last_save = self.step
+
+    # --- evaluating ------------------------------------------------------------------------------
+
+    def params(self) -> Any:
+        """The parameters to evaluate: the averaged ones where the run keeps them."""
+        return self.state.average if jax.tree.leaves(self.state.average) else self.state.params
+
+    def evaluate(self, split: str, limit: int) -> dict[str, float]:
+        """Scores a split (its first `limit` batches; 0 for all)."""
+        e = self.experiment
+        batches = e.eval_batches(split, limit)
+        return evaluation.evaluate(
+            self.eval_step, e.task, self.params(), self.state.compression, self.state.step, batches, e.mesh
+        )
+
+    def evaluate_documents(self, split: str) -> dict[str, float]:
+        """Scores a whole split, with the standard error over its documents."""
+        e = self.experiment
+        view = jax.jit(lambda p, c, s, step: e.task.compression.view(p, c, s, step, None))
+        weights = view(self.params(), e.task.constants, self.state.compression, self.state.step)
+        return evaluation.evaluate_documents(self.predict, e.task, weights, e.eval_batches(split, 0), e.mesh)
+
+
+def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], None] = print) -> Result:
+    """Trains to the last step, or until asked to stop.
+
+    Raises:
+      UserError: the data, the disk or the numbers gave out; the message says what is safe.
+    """
+    jax.set_mesh(experiment.mesh)
+    current = Run(experiment, profile=profile, say=say)
+    _write_description(experiment)
+    writer = metrics.make(
+        experiment.workdir,
+        tensorboard=experiment.logging.tensorboard,
+        wandb=experiment.logging.wandb,
+        resume_step=current.step,
+        config=experiment.config,
+    )
+    try:
+        with StopRequest() as stop:
+            status = _train(current, writer, stop)
+        if status == "finished":
+            _finish(current, writer)
+        current.checkpoints.close()
+    finally:
+        current.batches.close()
+        writer.close()
+    return Result(status, current.step, current.last_metrics, current.state)
+
+
+def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest) -> str:
+    """Steps until the end or until asked to stop; returns the status."""
+    e = current.experiment
+    meter = Meter(e)
+    first = current.step
+    with progress.Progress(e.training.steps, start=first) as bar:
+        while current.step < e.training.steps:
+            trace = current.profile and current.step == first + 3
+            if trace:
+                jax.profiler.start_trace(str(e.workdir / "profile"))
+            batch = evaluation.to_device(next(current.batches), e.mesh)
+            current.state, values = current.train_step(current.state, e.task.constants, batch)
+            current.step += 1
+            meter.add(values)
+            if current.profile and current.step == first + 8:
+                jax.block_until_ready(current.state)
+                jax.profiler.stop_trace()
+                bar.message(f"profile of 5 steps written to {e.workdir / 'profile'}")
+            last = current.step == e.training.steps
+            if current.step % e.logging.every == 0 or last or current.step == first + 1:
+                logged = meter.read(current.step)
+                writer.write(current.step, logged, prefix="train")
+                bar.update(current.step, logged)
+                _check_finite(current, logged)
+            evaluated = None
+            if e.evaluation.split and (last or (e.evaluation.every and current.step % e.evaluation.every == 0)):
+                evaluated = current.evaluate(e.evaluation.split, e.evaluation.batches)
+                current.last_metrics = evaluated
+                writer.write(current.step, evaluated, prefix=e.evaluation.split)
+                bar.message(_line(current.step, e.evaluation.split, evaluated))
+                bar.update(current.step, {f"{e.evaluation.split}_{k}": v for k, v in evaluated.items()})
+                meter.restart()
+            stopping = stop.now(current.step)
+            if last or stopping or current.step % e.checkpoint.every == 0:
+                current.save(evaluated)
+            if stopping and not last:
+                current.checkpoints.wait()
+                bar.message(f"asked to stop: saved step {current.step}; the same command resumes")
+                return "interrupted"
+    return "finished"
+
+
+def _finish(current: Run, writer: metrics.MetricsWriter) -> None:
+    split = current.experiment.evaluation.final_split
+    if split:
+        final = current.evaluate_documents(split)
+        writer.write(current.step, final, prefix=split)
+        current.say(_line(current.step, split, final))
+        current.last_metrics = final
+
+
+def _check_finite(current: Run, logged: dict[str, float]) -> None:
+    if logged["skipped_run"] < current.experiment.training.max_skipped:
+        return
+    good = [step for step in current.checkpoints.steps() if step <= current.step - logged["skipped_run"]]
+    where = (
+        f"the last good checkpoint is {current.checkpoints.folder / str(good[-1])}" if good else "none was saved yet"
+    )
+    raise UserError(
+        f"the last {int(logged['skipped_run'])} steps up to step {current.step} had no finite gradients and changed "
+        f"nothing; {where}; lower config.schedule.peak or look at the data"
+    )
+
+
+def _line(step: int, split: str, values: dict[str, float]) -> str:
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "documents")
+    return f"step {step}  {split}: {shown}"
+
+
+class Meter:
+    """Collects step values on the device; reads them once per log interval."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.tokens_per_step = experiment.batch_size * experiment.length
+        self.flops_per_token = flops.TRAINING_PER_FORWARD * flops.model_flops_per_token(
+            experiment.model.cfg, experiment.length
+        )
+        self.peak = peak.job_peak(experiment.model.compute.dtype)
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new interval, so that time spent elsewhere does not count."""
+        self.pending: list[dict[str, Any]] = []
+        self.since = time.perf_counter()
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Takes the values of one step, without waiting for them."""
+        self.pending.append(values)
+
+    def read(self, step: int) -> dict[str, float]:
+        """Returns metrics of the interval up to `step` and starts the next one."""
+        values = jax.device_get(self.pending)
+        seconds = (time.perf_counter() - self.since) / max(len(values), 1)
+        sums: dict[str, float] = {}
+        for one in values:
+            for name, value in one.items():
+                if name.startswith("sums/") and np.isfinite(value):
+                    sums[name[5:]] = sums.get(name[5:], 0.0) + float(value)
+        logged = self.experiment.task.summarize(sums) if sums else {}
+        logged |= {name: float(v) for name, v in values[-1].items() if not name.startswith("sums/")}
+        speed = self.tokens_per_step / seconds
+        logged |= {
+            "learning_rate": float(self.experiment.schedule(step - 1)),
+            "tokens_per_second": speed,
+            "step_seconds": seconds,
+            "utilisation": peak.utilisation(speed * self.flops_per_token, self.peak),
+        }
+        self.restart()
+        return logged
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """Returns what a checkpoint says about itself, enough to rebuild model and tokenizer."""
+    return {
+        "model": json.loads(experiment.model.cfg.to_json()),
+        "tokenizer": experiment.tokenizer.to_json(),
+        "config": experiment.config,
+        "versions": checkpoint_files.versions(),
+    }
+
+
+def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
+    """Checks that a checkpoint belongs to the run that the config describes.
+
+    Raises:
+      UserError: architecture, tokenizer, data or optimizer differ; the message names the key.
+    """
+    now = json.loads(json.dumps(describe(experiment)))
+    for name in ("model", "optimizer", "data"):
+        old = about["model"] if name == "model" else about["config"].get(name, {})
+        new = now["model"] if name == "model" else now["config"].get(name, {})
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                raise UserError(
+                    f"{experiment.workdir} holds a run with {name}.{key}={old.get(key)!r}, but the config says "
+                    f"{new.get(key)!r}; use another --workdir, or the old value to continue that run"
+                )
+    if about["tokenizer"] != now["tokenizer"]:
+        raise UserError(f"{experiment.workdir} holds a run with another tokenizer; use another --workdir")
+
+
+def _write_description(experiment: Experiment) -> None:
+    if multihost.is_primary():
+        text = json.dumps(experiment.config, indent=1, default=str)
+        write_whole(experiment.workdir / "config.json", text)
+        write_whole(experiment.workdir / "model.json", experiment.model.cfg.to_json())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file aside, then renames it, so that it is never half there."""
+    aside = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text)
+        aside.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); check space and permissions") from None

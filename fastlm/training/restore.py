@@ -1,0 +1,68 @@
+"""A trained model from its workdir, without the config file that trained it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fastlm.data import tokenizers
+from fastlm.errors import UserError
+from fastlm.models import Compute, Model, ModelConfig, abstract
+from fastlm.parallel import rules
+from fastlm.training.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds for use.
+
+    Attributes:
+      params: of the model alone (without what a compression trained beside it).
+      about: the JSON description; `about["config"]` is the config that trained it.
+      step: which checkpoint it is.
+    """
+
+    model: Model
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+    about: dict[str, Any]
+    step: int
+
+
+def restore(
+    workdir: str | Path,
+    mesh: Mesh,
+    *,
+    step: int | str | None = None,
+    average: bool | None = None,
+    dtype: str | None = None,
+) -> Restored:
+    """Reads a checkpoint of a run onto `mesh`.
+
+    Args:
+      step: a number, "best", or None for the newest.
+      average: use the averaged weights; None uses them if the run kept any.
+      dtype: compute type; None is that of the run.
+
+    Raises:
+      UserError: no, damaged, or foreign checkpoint.
+    """
+    files = Checkpoints(workdir, read_only=True)
+    step = files.resolve(step)
+    about = files.about(step)
+    missing = [key for key in ("model", "tokenizer", "config") if key not in about]
+    if missing:
+        raise UserError(f"{files.folder / str(step)}: written by another program: its description lacks {missing}")
+    cfg = ModelConfig.from_json(json.dumps(about["model"]))
+    shapes, axes = abstract(cfg)
+    placement = rules.shardings(shapes, axes, mesh)
+    place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+    target = {"model": jax.tree.map(place, shapes, placement)}
+    if average is None:
+        average = (files.folder / str(step) / "average").is_dir()
+    params = files.restore_params(step, target, average=average)["model"]
+    compute = Compute(dtype=dtype or about["config"].get("compute", {}).get("dtype", "float32"))
+    return Restored(Model(cfg, compute), params, tokenizers.from_json(about["tokenizer"]), about, step)
