@@ -64,7 +64,7 @@ def _banner(experiment: build.Experiment) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items() if size > 1) or "one device"
     return (
         f"{count / 1e6:.1f}M parameters: {cfg.layers} layers x {cfg.width}, vocabulary {cfg.vocab_size}; "
-        f"{experiment.training.steps} steps of {experiment.batch_size} x {experiment.length} tokens, "
+        f"{experiment.training.steps} steps of {experiment.data.batch_size} x {experiment.data.length} tokens, "
         f"{experiment.model.compute.dtype} on {jax.default_backend()} ({mesh})"
     )
 

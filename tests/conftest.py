@@ -25,3 +25,35 @@ def no_mesh():
     before = jax.sharding.get_mesh()
     yield
     jax.set_mesh(before)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A source spec: 150 small documents of pseudo-words, the same in every run."""
+    import random
+
+    folder = tmp_path_factory.mktemp("corpus")
+    random.seed(7)
+    words = ["".join(random.choices("abcdefgh ", k=random.randint(2, 7))) for _ in range(60)]
+    for i in range(150):
+        text = " ".join(random.choices(words, k=random.randint(20, 60)))
+        (folder / f"{i:03d}.txt").write_text(text)
+    return f"text:{folder}/*.txt"
+
+
+@pytest.fixture
+def tiny_config(corpus, tmp_path):
+    """A config, as plain dicts, of a run that takes a second after compilation."""
+    from configs import base
+
+    config = base.get_config().to_dict()
+    config["tokenizer"]["kind"] = "bytes"
+    config["model"] |= {"layers": 1, "width": 16, "heads": 2, "max_length": 64}
+    config["compute"]["dtype"] = "float32"
+    config["data"] |= {"sources": ((corpus, 1.0),), "length": 32, "batch_size": 8}
+    config["mesh"] |= {"data": 1}
+    config["training"]["steps"] = 12
+    config["evaluation"] |= {"every": 6, "batches": 2, "split": "validation", "final_split": "test"}
+    config["checkpoint"] |= {"every": 4, "keep": 2}
+    config["logging"] |= {"every": 3, "tensorboard": False}
+    return config

@@ -62,6 +62,26 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """What is trained on; the arguments of `data.pipeline.training_batches`.
+
+    Attributes:
+      sources: pairs (spec, share of the tokens).
+      length, batch_size: T and B of a global batch.
+    """
+
+    sources: tuple[tuple[str, float], ...]
+    split: str = "train"
+    length: int = 256
+    batch_size: int = 16
+    mode: str = "packed"
+    packing: str = "concat"
+    shards: int = 0
+    prefetch: int = 2
+    data_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What is scored, and when.
 
@@ -121,8 +141,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     mesh: Mesh
-    batch_size: int
-    length: int
+    data: Data
     training: Training
     evaluation: Evaluation
     checkpoint: Checkpoint
@@ -138,7 +157,7 @@ class Experiment:
             self.model,
             self.optimizer,
             seed=self.seed,
-            rows=self.batch_size,
+            rows=self.data.batch_size,
             average=self.training.average_decay > 0,
             loss_scale=loss_scale_for(self.model.compute.dtype),
         )
@@ -167,11 +186,10 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     schedule = configuration.make(schedules.make, "schedule", section("schedule"), steps=training.steps)
     mesh = meshes.make(**_checked_ints("mesh", section("mesh")))
 
-    data = section("data")
-    batch_size, length = data.get("batch_size", 16), data.get("length", 256)
-    _check_batch(batch_size, training.accumulation, mesh)
+    data = configuration.make(Data, "data", section("data"))
+    _check_batch(data.batch_size, training.accumulation, mesh)
     tokenizer = make_tokenizer(section("tokenizer"), data)
-    cfg = fit_vocabulary(cfg, tokenizer, length)
+    cfg = fit_vocabulary(cfg, tokenizer, data.length)
     model = Model(cfg, compute)
     task = make_task(section("task"), model, tokenizer)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
@@ -179,23 +197,26 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         optimizers.make, "optimizer", section("optimizer"), learning_rate=schedule, params=shapes
     )
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train_batches = lambda: configuration.make(
-        pipeline.training_batches, "data", data, tokenizer=tokenizer, seed=seed, **processes
-    )
+    arguments = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+
+    def train_batches() -> pipeline.BatchIterator:
+        return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **processes)
 
     def eval_batches(split: str, limit: int = 0) -> Iterator[dict]:
         return held_out_batches(
-            data["sources"],
+            data.sources,
             tokenizer,
             split=split,
-            length=length,
-            batch_size=evaluation.batch_size or batch_size,
+            length=data.length,
+            batch_size=evaluation.batch_size or data.batch_size,
             overlap=evaluation.overlap,
             limit=limit,
-            data_dir=data.get("data_dir"),
+            data_dir=data.data_dir,
             **processes,
         )
 
+    for split in {evaluation.split, evaluation.final_split} - {""}:
+        eval_batches(split, 1)  # a missing split should not wait for the first evaluation
     return Experiment(
         workdir=Path(workdir),
         config=dict(config),
@@ -206,8 +227,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         optimizer=optimizer,
         schedule=schedule,
         mesh=mesh,
-        batch_size=batch_size,
-        length=length,
+        data=data,
         training=training,
         evaluation=evaluation,
         checkpoint=configuration.make(Checkpoint, "checkpoint", section("checkpoint")),
@@ -218,13 +238,12 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     )
 
 
-def make_tokenizer(values: dict[str, Any], data: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Makes the tokenizer of a config; trained kinds learn on the training split of the first source."""
-    data_dir = data.get("data_dir")
+def make_tokenizer(values: dict[str, Any], data: Data) -> tokenizers.Tokenizer:
+    """Makes the tokenizer of a config; "bpe" learns on the training split."""
     documents = None
     if values.get("kind") == "bpe":
-        documents = [sources.load(spec, data.get("split", "train"), data_dir=data_dir) for spec in _specs(data)]
-    return configuration.make(tokenizers.make, "tokenizer", values, documents=documents, data_dir=data_dir)
+        documents = [sources.load(spec, data.split, data_dir=data.data_dir) for spec, _ in data.sources]
+    return configuration.make(tokenizers.make, "tokenizer", values, documents=documents, data_dir=data.data_dir)
 
 
 def fit_vocabulary(cfg: ModelConfig, tokenizer: tokenizers.Tokenizer, length: int) -> ModelConfig:
@@ -247,10 +266,6 @@ def make_task(values: dict[str, Any], model: Model, tokenizer: tokenizers.Tokeni
     if name not in TASKS:
         raise UserError(f"config.task.name: unknown '{name}'{nearest(name, TASKS) or '; one of: ' + ', '.join(TASKS)}")
     return configuration.make(TASKS[name], "task", values, model=model, token_bytes=tokenizer.token_bytes)
-
-
-def _specs(data: dict[str, Any]) -> list[str]:
-    return [spec for spec, _ in data["sources"]]
 
 
 def _checked_ints(name: str, values: dict[str, Any]) -> dict[str, int]:

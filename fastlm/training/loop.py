@@ -30,6 +30,9 @@ from fastlm.training import state as states
 from fastlm.training.build import Experiment
 from fastlm.training.step import make_eval_step, make_train_step
 
+# What decides the shape of the optimizer's state; rates and decays may change when a run goes on.
+OPTIMIZER_STRUCTURE = ("name", "groups", "clip")
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -255,9 +258,9 @@ class Meter:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.tokens_per_step = experiment.batch_size * experiment.length
+        self.tokens_per_step = experiment.data.batch_size * experiment.data.length
         self.flops_per_token = flops.TRAINING_PER_FORWARD * flops.model_flops_per_token(
-            experiment.model.cfg, experiment.length
+            experiment.model.cfg, experiment.data.length
         )
         self.peak = peak.job_peak(experiment.model.compute.dtype)
         self.restart()
@@ -313,7 +316,8 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
     for name in ("model", "optimizer", "data"):
         old = about["model"] if name == "model" else about["config"].get(name, {})
         new = now["model"] if name == "model" else now["config"].get(name, {})
-        for key in sorted({*old, *new}):
+        keys = OPTIMIZER_STRUCTURE if name == "optimizer" else {*old, *new}
+        for key in sorted(keys):
             if old.get(key) != new.get(key):
                 raise UserError(
                     f"{experiment.workdir} holds a run with {name}.{key}={old.get(key)!r}, but the config says "
