@@ -80,7 +80,8 @@ def _report(experiment: build.Experiment, result: loop.Result, texts: list[str],
     scores = ", ".join(f"{label} {result.metrics[k]:.4f}" for k, label in shown.items() if k in result.metrics)
     error = result.metrics.get("bits_per_byte_error")
     documents = f" (standard error {error:.4f} over {result.metrics['documents']:.0f} documents)" if error else ""
-    print(f"\n{experiment.evaluation.final_split or experiment.evaluation.split}: {scores}{documents}")
+    if scores:
+        print(f"\n{experiment.evaluation.final_split or experiment.evaluation.split}: {scores}{documents}")
     print(f"saved in {experiment.workdir}: checkpoints/, metrics.jsonl, tensorboard/, config.json, result.json")
     print(f"next: python -m fastlm.generate --workdir {experiment.workdir} --prompt 'Fellow citizens'", flush=True)
 

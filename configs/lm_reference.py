@@ -1,0 +1,22 @@
+"""The reference model: addresses, Python's standard library and the Old Testament in one model.
+
+    launch/local.sh -m fastlm.train --config configs/lm_reference.py
+
+Later work compresses this model. Hardware: 2 cores. Time: at most 2.5 hours there, resumable. Reaches: see
+experiments/RESULTS.md.
+"""
+
+from configs import lm_small
+
+
+def get_config():
+    config = lm_small.get_config()
+    config.tokenizer.vocab_size = 8192
+    config.model.update(layers=8, width=384, heads=6, max_length=1024)
+    config.data.update(
+        sources=(("state_of_the_union", 0.45), ("python_stdlib", 0.4), ("old_testament_en", 0.15)), length=512
+    )
+    config.training.steps = 4000
+    config.evaluation.update(every=400, overlap=256)
+    config.checkpoint.every = 200
+    return config
