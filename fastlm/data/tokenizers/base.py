@@ -1,0 +1,98 @@
+"""What every tokenizer is: a table of the bytes each token stands for, plus an `encode`.
+
+Notable: the table gives decoding, streaming decoding and the byte counts behind bits per byte from one
+source. For bytes and byte-level BPE it is exact: the pieces of `encode(text)` join to the UTF-8 of
+`text`. WordPiece and SentencePiece normalise, so theirs join to the normalised text.
+"""
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fastlm.data.documents import digest
+from fastlm.errors import UserError
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back; immutable once made.
+
+    Attributes:
+      pieces: The bytes each token stands for, empty for special tokens.
+      bos: Id that opens a document, or None.
+      eos: Id that ends one.
+      pad: Id that fills rows; may equal `eos`.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], *, bos: int | None, eos: int, pad: int) -> None:
+        self.pieces = tuple(pieces)
+        self.bos, self.eos, self.pad = bos, eos, pad
+
+    @property
+    def vocab_size(self) -> int:
+        """V, special tokens included."""
+        return len(self.pieces)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """[V] int32: UTF-8 bytes that each token stands for, 0 for special tokens."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest: equal fingerprints give equal ids."""
+        return digest(self.to_json())
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of `text`, int32 [tokens], without special tokens."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encodes many texts; on all cores where the library can."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; broken UTF-8 at either end becomes U+FFFD, specials and ids beyond V nothing."""
+        return b"".join(self._piece(int(token)) for token in ids).decode("utf-8", errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        # A model may have its vocabulary padded to a multiple, so ids beyond V are possible.
+        return self.pieces[token] if 0 <= token < len(self.pieces) else b""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """Returns everything needed to make this tokenizer again, as JSON."""
+
+
+class StreamDecoder:
+    """Decodes tokens one by one and holds back the bytes of unfinished characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Returns the characters that `token` completes, often one word, sometimes nothing."""
+        return self._decoder.decode(self._tokenizer._piece(int(token)))
+
+    def finish(self) -> str:
+        """Returns what is still held back, as U+FFFD."""
+        return self._decoder.decode(b"", final=True)
+
+
+def existing_file(path: str, kind: str, name: str) -> Path:
+    """Returns the file at `path`, which may also be the folder that holds `name`.
+
+    Raises:
+      UserError: there is no path or no such file.
+    """
+    if not path:
+        raise UserError(f"tokenizer kind '{kind}' needs a path, to a {name} or its folder")
+    file = Path(path).expanduser()
+    file = file / name if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"tokenizer file {file} does not exist")
+    return file
