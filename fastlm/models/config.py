@@ -156,6 +156,7 @@ class Compute:
 
     Attributes:
       dtype: type of activations and of the operands of products; sums and softmax are float32.
+      residual_dtype: type of the stream that blocks add to.
       remat: what the backward pass recomputes: "none" (stores everything), "full" (stores only block
         inputs), "dots" (stores all products), "dots_no_batch" (stores products with weights only).
       attention_form: "auto", or one of `ops.attention.FORMS`.
@@ -163,18 +164,25 @@ class Compute:
     """
 
     dtype: str = "float32"
+    residual_dtype: str = "float32"
     remat: str = "none"
     attention_form: str = "auto"
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:
         _one_of("compute.dtype", self.dtype, DTYPES)
+        _one_of("compute.residual_dtype", self.residual_dtype, DTYPES)
         _one_of("compute.remat", self.remat, REMAT)
 
     @property
     def jnp_dtype(self) -> Any:
         """The compute type as a numpy type."""
         return DTYPES[self.dtype]
+
+    @property
+    def jnp_residual_dtype(self) -> Any:
+        """The type of the residual stream as a numpy type."""
+        return DTYPES[self.residual_dtype]
 
 
 def _one_of(where: str, value: str, valid: Any) -> None:

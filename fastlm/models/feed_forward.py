@@ -3,21 +3,16 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fastlm.models.config import LayerConfig
 from fastlm.models.weights import normal, weight
 from fastlm.ops import activations
-from fastlm.ops.contract import contract
+from fastlm.ops.contract import add_bias, contract
 
-# kind -> (activation, gated)
-KINDS: dict[str, tuple[Callable[[Array], Array], bool]] = {
-    "gelu": (activations.gelu, False),
-    "relu2": (activations.relu2, False),
-    "swiglu": (activations.silu, True),
-    "geglu": (activations.gelu, True),
-}
+PLAIN: dict[str, Callable[[Array], Array]] = {"gelu": activations.gelu, "relu2": activations.relu2}
+# (gate, up) -> hidden
+GATED: dict[str, Callable[[Array, Array], Array]] = {"swiglu": activations.swiglu, "geglu": activations.geglu}
 
 
 class FeedForward(nn.Module):
@@ -28,18 +23,18 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the layer to every position on its own."""
-        cfg, (activation, gated) = self.cfg, KINDS[self.cfg.feed_forward]
-        hidden = activation(self._project(x, "gate" if gated else "up", cfg.feed_forward_width))
-        if gated:
-            hidden = hidden * self._project(x, "up", cfg.feed_forward_width)
+        cfg = self.cfg
+        up = self._project(x, "up", cfg.feed_forward_width)
+        if cfg.feed_forward in GATED:
+            hidden = GATED[cfg.feed_forward](self._project(x, "gate", cfg.feed_forward_width), up)
+        else:
+            hidden = PLAIN[cfg.feed_forward](up)
         down = weight(
             self, "down", (cfg.feed_forward_width, cfg.width), ("mlp", "embed"), normal(cfg.residual_init_scale)
         )
         y = contract(hidden, down)
-        return y + weight(self, "down_bias", (cfg.width,), ("norm",)).astype(y.dtype) if cfg.bias else y
+        return add_bias(y, weight(self, "down_bias", (cfg.width,), ("norm",))) if cfg.bias else y
 
     def _project(self, x: Array, name: str, size: int) -> Array:
         y = contract(x, weight(self, name, (self.cfg.width, size), ("embed", "mlp"), normal(self.cfg.init_scale)))
-        if self.cfg.bias:
-            y = y + weight(self, f"{name}_bias", (size,), ("mlp",)).astype(jnp.result_type(y))
-        return y
+        return add_bias(y, weight(self, f"{name}_bias", (size,), ("mlp",))) if self.cfg.bias else y

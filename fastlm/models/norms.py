@@ -1,5 +1,7 @@
 """Normalization modules over `ops.normalization`."""
 
+from typing import Any
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -13,18 +15,20 @@ class Norm(nn.Module):
     Attributes:
       kind: "layer_norm" or "rms_norm".
       bias: LayerNorm only.
+      dtype: of the result; None keeps that of `x`.
     """
 
     kind: str
     size: int
     epsilon: float
     bias: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalizes `x`."""
         scale = weight(self, "scale", (self.size,), ("norm",), nn.initializers.ones)
         if self.kind == "rms_norm":
-            return normalization.rms_norm(x, scale, self.epsilon)
+            return normalization.rms_norm(x, scale, self.epsilon, self.dtype)
         bias = weight(self, "bias", (self.size,), ("norm",)) if self.bias else None
-        return normalization.layer_norm(x, scale, bias, self.epsilon)
+        return normalization.layer_norm(x, scale, bias, self.epsilon, self.dtype)

@@ -56,7 +56,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embeds tokens."""
-        cfg, dtype = self.cfg, self.compute.jnp_dtype
+        cfg, dtype = self.cfg, self.compute.jnp_residual_dtype
         table = weight(self, "table", (cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_scale))
         # Gathering from a table cut on both axes would rematerialise it whole on every device.
         x = lookup(constrain(table, ("vocab", None)), tokens, dtype)
@@ -83,20 +83,20 @@ class Block(nn.Module):
         cfg = self.cfg
         keys = (None, None, None) if rng is None else jax.random.split(rng, 3)
         attend = attention_kinds.kind(cfg.attention).module(cfg, self.compute, self.capture, name="attention")
-        pre = cfg.norm_place == "pre"
+        pre, inner = cfg.norm_place == "pre", self.compute.jnp_dtype
 
-        h = self._norm("attention_norm", x) if pre else x
+        h = self._norm("attention_norm", x, inner) if pre else x.astype(inner)
         h, cache, aux = attend(h, h, positions=positions, mask=mask, bias=bias, cache=cache, rng=keys[0])
-        x = x + dropout(h, cfg.dropout, keys[1])
-        x = x if pre else self._norm("attention_norm", x)
+        x = x + dropout(h, cfg.dropout, keys[1]).astype(x.dtype)
+        x = x if pre else self._norm("attention_norm", x, x.dtype)
 
-        h = self._norm("feed_forward_norm", x) if pre else x
+        h = self._norm("feed_forward_norm", x, inner) if pre else x.astype(inner)
         h = FeedForward(cfg, name="feed_forward")(h)
-        x = x + dropout(h, cfg.dropout, keys[2])
-        return (x if pre else self._norm("feed_forward_norm", x)), cache, aux
+        x = x + dropout(h, cfg.dropout, keys[2]).astype(x.dtype)
+        return (x if pre else self._norm("feed_forward_norm", x, x.dtype)), cache, aux
 
-    def _norm(self, name: str, x: Array) -> Array:
-        return Norm(self.cfg.norm, self.cfg.width, self.cfg.norm_epsilon, self.cfg.bias, name=name)(x)
+    def _norm(self, name: str, x: Array, dtype: Any) -> Array:
+        return Norm(self.cfg.norm, self.cfg.width, self.cfg.norm_epsilon, self.cfg.bias, dtype, name=name)(x)
 
 
 class Head(nn.Module):
@@ -108,7 +108,8 @@ class Head(nn.Module):
     def __call__(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Projects."""
         shape = (self.cfg.width, self.cfg.vocab_size)
-        return contract(hidden, weight(self, "kernel", shape, ("embed", "vocab"), normal(self.cfg.init_scale)))
+        kernel = weight(self, "kernel", shape, ("embed", "vocab"), normal(self.cfg.init_scale))
+        return contract(hidden, kernel, dtype=jnp.float32)
 
 
 _REMAT_POLICIES = {
@@ -116,6 +117,15 @@ _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_block(block: Block, params: Params, x: Array, context: dict[str, Any]) -> tuple[Array, Any, dict]:
+    """Applies a block. Under `jit` because equal layers are then traced once; the compiler inlines them."""
+    run = lambda p, x, context: block.apply({"params": p}, x, **context)
+    if block.compute.remat != "none":
+        run = jax.checkpoint(run, policy=_REMAT_POLICIES[block.compute.remat])
+    return run(params, x, context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +155,12 @@ class Model:
         """Runs block `i` alone; see `Block` for `context` (positions, mask, bias, cache, rng, capture)."""
         capture = context.pop("capture", frozenset())
         block = Block(self.cfg.layer(i), self.compute, capture)
-        run = lambda p, x, context: block.apply({"params": p}, x, **context)
-        if self.compute.remat != "none":
-            run = jax.checkpoint(run, policy=_REMAT_POLICIES[self.compute.remat])
-        return run(params["layers"][str(i)], x, context)
+        return _run_block(block, params["layers"][str(i)], x, context)
 
     def final_norm(self, params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Normalizes after the last block (pre-norm stacks only; post-norm ones end normalized)."""
         if self.cfg.norm_place == "post":
-            return x
+            return x.astype(self.compute.jnp_dtype)
         return self._final_norm().apply({"params": params["final_norm"]}, x)
 
     def head_params(self, params: Params) -> Params:
@@ -167,10 +174,10 @@ class Model:
     def head(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Returns logits in float32."""
         if self.cfg.tied_embeddings:
-            logits = contract(hidden, params["embedding"]["table"], transpose=True)
+            logits = contract(hidden, params["embedding"]["table"], transpose=True, dtype=jnp.float32)
         else:
             logits = Head(self.cfg).apply({"params": params["head"]}, hidden)
-        return softcap(logits.astype(jnp.float32), self.cfg.logit_softcap)
+        return softcap(logits, self.cfg.logit_softcap)
 
     # --- wholes ----------------------------------------------------------------------------------
 
@@ -265,13 +272,13 @@ class Model:
         return frozenset(capture)
 
     def _final_norm(self) -> Norm:
-        return Norm(self.cfg.norm, self.cfg.width, self.cfg.norm_epsilon, self.cfg.bias)
+        return Norm(self.cfg.norm, self.cfg.width, self.cfg.norm_epsilon, self.cfg.bias, self.compute.jnp_dtype)
 
     def _boxed(self, rng: Array) -> Params:
         """Parameters inside the boxes that carry their logical axes."""
         cfg, keys = self.cfg, jax.random.split(rng, self.cfg.layers + 2)
         ids = jnp.zeros((1, 2), jnp.int32)
-        x = jnp.zeros((1, 2, cfg.width), self.compute.jnp_dtype)
+        x = jnp.zeros((1, 2, cfg.width), self.compute.jnp_residual_dtype)
         context = {"positions": ids, "mask": MaskSpec()}
         params = {"embedding": Embedding(cfg, self.compute).init(keys[-1], ids, ids)["params"], "layers": {}}
         for i in range(cfg.layers):

@@ -1,7 +1,8 @@
 """Softmax attention over all keys: one name, a form per platform, one plain oracle.
 
 `dot_product_attention` picks the form by platform and by what is asked:
-  plain     the oracle and the CPU form: products batched over [B, N], softmax in float32.
+  plain     the oracle: products batched over [B, N], softmax in float32; also decodes single tokens on CPU.
+  key_major the CPU form, with the backward pass by hand: see `key_major_attention`.
   fused     `jax.nn.dot_product_attention`, which is cuDNN flash attention on a GPU.
   splash    the Pallas splash kernel that ships with jax, on TPU, when lengths fit its blocks.
 Forms that cannot express a soft-cap, a bias or a cache fall back to `plain`, said by `choose`.
@@ -9,15 +10,18 @@ Left out: attention dropout (modern recipes drop after the projection), and retu
 probabilities from fused forms (`attention_probabilities` recomputes them for capture).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from fastlm.ops.key_major_attention import MASKED, key_major
 from fastlm.ops.masks import MaskSpec
-
-MASKED = -1e30  # finite: a row whose keys are all masked gives a uniform average, not NaN
+from fastlm.parallel import rules
+from fastlm.parallel.platforms import target_platform
 
 
 def softcap(scores: Array, cap: float) -> Array:
@@ -63,30 +67,39 @@ def fused(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0)
 
 
 def splash(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:
-    """The TPU splash kernel: block-sparse flash attention, causal or full, with segments and soft-cap."""
+    """The TPU splash kernel: block-sparse flash attention, causal or full, with segments and soft-cap.
+
+    The compiler cannot cut a kernel, so under a mesh each device runs it on its own rows and heads.
+    """
+    del bias
+    group = q.shape[2] // k.shape[2]
+    q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q * scale, jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)))
+    segments = None if mask.query_segments is None else (mask.query_segments, mask.key_segments)
+    attend = functools.partial(_splash_on_one_device, causal=mask.causal, cap=cap)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        heads = rules.partition_spec(("batch", "heads", None, None), q.shape, mesh)
+        rows = PartitionSpec(heads[0])
+        # Values vary over the mesh as the specs say; the kernel does not declare that of its results.
+        attend = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return jnp.swapaxes(attend(q, k, v, segments), 1, 2).astype(q.dtype)
+
+
+def _splash_on_one_device(q, k, v, segments, *, causal: bool, cap: float) -> Float[Array, "B N T H"]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    del bias
-    queries, heads = q.shape[1], q.shape[2]
-    shape = (queries, k.shape[1])
-    one = masks.CausalMask(shape) if mask.causal else masks.FullMask(shape)
+    shape = (q.shape[2], k.shape[2])
+    one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([one] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        attn_logits_soft_cap=cap or None,
+        masks.MultiHeadMask([one] * q.shape[1]), head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap or None
     )
-    group = heads // k.shape[2]
-    q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q * scale, jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)))
-    segments = None
-    if mask.query_segments is not None:
-        segments = kernel.SegmentIds(mask.query_segments, mask.key_segments)
-    out = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments)
-    return jnp.swapaxes(out, 1, 2).astype(q.dtype)
+    if segments is not None:
+        segments = kernel.SegmentIds(*segments)
+    return jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments)
 
 
-FORMS: dict[str, Callable[..., Array]] = {"plain": plain, "fused": fused, "splash": splash}
+FORMS: dict[str, Callable[..., Array]] = {"plain": plain, "key_major": key_major, "fused": fused, "splash": splash}
 
 
 def choose(platform: str, q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias, cap: float) -> str:
@@ -96,7 +109,7 @@ def choose(platform: str, q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias, 
         return "splash" if blocks and bias is None and mask.offset is None else "plain"
     if platform in ("gpu", "cuda", "rocm"):
         return "plain" if cap else "fused"
-    return "plain"
+    return "plain" if q_shape[1] == 1 else "key_major"
 
 
 def dot_product_attention(
@@ -112,5 +125,5 @@ def dot_product_attention(
 ) -> Float[Array, "B T N H"]:
     """Attends with the form named, or with the best one for this platform (`form="auto"`)."""
     if form == "auto":
-        form = choose(jax.default_backend(), q.shape, k.shape, mask, bias, cap)
+        form = choose(target_platform(), q.shape, k.shape, mask, bias, cap)
     return FORMS[form](q, k, v, mask, bias, scale=scale, cap=cap)

@@ -2,14 +2,17 @@
 
 Notable: tokens are cut into chunks; when a gradient is asked for, the forward pass computes each
 chunk's gradient at once (the loss is a scalar, so its cotangent is one number that scales the
-stored result). Logits therefore live for one chunk only and are never computed twice: memory grows
-with `chunk x V`, not with `B x T x V` (the idea of fused linear cross-entropy, arXiv 2410.10989).
+stored result). Logits live for one chunk only and are never computed twice: memory grows with
+`chunk x V`, not with `B x T x V` (the idea of fused linear cross-entropy, arXiv 2410.10989).
+The gradient of the logits is written out, softmax minus target, because autodiff of the target's
+lookup is a scatter into a zero array of all logits. A prediction counts as correct when no logit
+exceeds the target's: a maximum, which is needed anyway; an argmax costs XLA:CPU more than the loss.
 z-loss is PaLM's (arXiv 2204.02311, section 5), label smoothing that of arXiv 1512.00567.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -27,26 +30,41 @@ class TokenScores:
     correct: Float[Array, "B T"]
 
 
-def token_losses(
-    logits: Float[Array, "... V"], targets: Int[Array, "..."], z_loss: float = 0.0, label_smoothing: float = 0.0
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Returns (training loss, negative log-likelihood) per token, in nats and float32."""
-    logits = logits.astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = nll
+class _Terms(NamedTuple):
+    loss: Array
+    nll: Array
+    correct: Array
+    log_z: Array
+
+
+def _terms(logits: Array, targets: Array, z_loss: float, label_smoothing: float) -> _Terms:
+    """Returns per-token float32 terms of logits [..., V]."""
+    top = jnp.max(logits, axis=-1)
+    log_z = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = nll = log_z - target_logit
     if label_smoothing:
         loss = (1 - label_smoothing) * nll + label_smoothing * (log_z - jnp.mean(logits, axis=-1))
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    return loss, nll
+    return _Terms(loss, nll, (target_logit >= top).astype(jnp.float32), log_z)
 
 
-def _chunk_loss(head, z_loss, label_smoothing, params, hidden, targets, mask):
-    logits = head(params, hidden)
-    loss, nll = token_losses(logits, targets, z_loss, label_smoothing)
-    correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-    return jnp.sum(loss * mask), TokenScores(nll, correct)
+def _logits_gradient(logits, targets, mask, log_z, z_loss, label_smoothing) -> Array:
+    probability = jnp.exp(logits - log_z[..., None])
+    if z_loss:
+        probability = probability * (1 + 2 * z_loss * log_z)[..., None]
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    wanted = jnp.where(is_target, 1 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
+    return (probability - wanted) * mask[..., None]
+
+
+def token_losses(
+    logits: Float[Array, "... V"], targets: Int[Array, "..."], z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns (training loss, negative log-likelihood) per token, in nats and float32."""
+    terms = _terms(logits.astype(jnp.float32), targets, z_loss, label_smoothing)
+    return terms.loss, terms.nll
 
 
 def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
@@ -67,21 +85,24 @@ def _join(pieces: Array) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _summed(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask):
     def body(total, piece):
-        loss, scores = _chunk_loss(head, z_loss, label_smoothing, params, *piece)
-        return total + loss, scores
+        hidden_piece, targets_piece, mask_piece = piece
+        terms = _terms(head(params, hidden_piece).astype(jnp.float32), targets_piece, z_loss, label_smoothing)
+        return total + jnp.sum(terms.loss * mask_piece), TokenScores(terms.nll, terms.correct)
 
     total, scores = jax.lax.scan(body, jnp.zeros((), jnp.float32), _split(chunk, hidden, targets, mask))
     return total, jax.tree.map(_join, scores)
 
 
 def _forward(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask):
-    gradient = jax.value_and_grad(
-        functools.partial(_chunk_loss, head, z_loss, label_smoothing), argnums=(0, 1), has_aux=True
-    )
-
     def body(carry, piece):
-        (loss, scores), (d_params, d_hidden) = gradient(params, *piece)
-        return jax.tree.map(jnp.add, carry, (loss, d_params)), (scores, d_hidden)
+        hidden_piece, targets_piece, mask_piece = piece
+        logits, pull_back = jax.vjp(head, params, hidden_piece)
+        wide = logits.astype(jnp.float32)
+        terms = _terms(wide, targets_piece, z_loss, label_smoothing)
+        d_logits = _logits_gradient(wide, targets_piece, mask_piece, terms.log_z, z_loss, label_smoothing)
+        d_params, d_hidden = pull_back(d_logits.astype(logits.dtype))
+        carry = jax.tree.map(jnp.add, carry, (jnp.sum(terms.loss * mask_piece), d_params))
+        return carry, (TokenScores(terms.nll, terms.correct), d_hidden)
 
     start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
     (total, d_params), (scores, d_hidden) = jax.lax.scan(body, start, _split(chunk, hidden, targets, mask))
@@ -111,7 +132,9 @@ def chunked_cross_entropy(
     """Sums the loss of `head(params, hidden)` against `targets` over the tokens where `mask` is 1.
 
     Args:
-      head: `(params, hidden [..., D]) -> logits [..., V]`; must be hashable (a bound method of a frozen object is).
+      head: `(params, hidden [..., D]) -> logits [..., V]`; best in float32 (`contract(..., dtype=float32)`);
+        must be hashable (a bound method of a frozen object is).
+      params: only what `head` reads: its gradient is added up chunk by chunk.
       chunk: tokens whose logits exist at a time, over the whole batch.
 
     Returns:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastlm.ops import activations, normalization
+from fastlm.ops import activations, layouts, normalization
 from fastlm.ops.caches import KVCache
-from fastlm.ops.contract import contract, dense, lookup
+from fastlm.ops.contract import add_bias, contract, dense, lookup
 from fastlm.ops.masks import MaskSpec
 
 
@@ -59,13 +59,57 @@ def test_norm_gradients_equal_finite_differences(norm):
     np.testing.assert_allclose(jnp.vdot(jax.grad(value)(x), step), numeric, rtol=2e-2, atol=2e-2)
 
 
-def test_activations():
-    x = jnp.linspace(-4, 4, 33)
-    np.testing.assert_allclose(activations.gelu(x), jax.nn.gelu(x, approximate=True), atol=2e-6)
-    np.testing.assert_allclose(activations.silu(x), x / (1 + jnp.exp(-x)), atol=2e-6)
-    np.testing.assert_allclose(activations.relu2(x), jnp.where(x > 0, x * x, 0), atol=1e-6)
-    for fast, slow in ((activations.gelu, lambda x: jax.nn.gelu(x, approximate=True)), (activations.silu, jax.nn.silu)):
-        np.testing.assert_allclose(jax.vmap(jax.grad(fast))(x), jax.vmap(jax.grad(slow))(x), atol=3e-6)
+ORACLES = {
+    activations.gelu: lambda x: jax.nn.gelu(x, approximate=True),
+    activations.relu2: lambda x: jnp.where(x > 0, x * x, 0),
+}
+GATED_ORACLES = {
+    activations.swiglu: lambda g, x: jax.nn.silu(g) * x,
+    activations.geglu: lambda g, x: jax.nn.gelu(g, approximate=True) * x,
+}
+
+
+@pytest.mark.parametrize("fast", list(ORACLES))
+def test_activations_equal_their_oracles_with_gradients(fast):
+    x = jnp.linspace(-30, 30, 301)
+    np.testing.assert_allclose(fast(x), ORACLES[fast](x), atol=3e-6, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(fast))(x), jax.vmap(jax.grad(ORACLES[fast]))(x), atol=5e-6)
+    assert fast(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("fast", list(GATED_ORACLES))
+def test_gated_activations_equal_their_oracles_with_gradients(fast):
+    g, x = jnp.linspace(-20, 20, 101), jnp.cos(jnp.arange(101.0))
+    np.testing.assert_allclose(fast(g, x), GATED_ORACLES[fast](g, x), atol=3e-6, rtol=1e-6)
+    for argument in (0, 1):
+        got = jax.vmap(jax.grad(fast, argument))(g, x)
+        np.testing.assert_allclose(got, jax.vmap(jax.grad(GATED_ORACLES[fast], argument))(g, x), atol=1e-5)
+
+
+def test_gelu_stays_finite_far_out():
+    for x in (jnp.float32(-1e4), jnp.float32(1e4), jnp.bfloat16(1e10)):
+        assert np.isfinite(np.asarray(activations.gelu(x), np.float32))
+        assert np.isfinite(np.asarray(jax.grad(activations.gelu)(x), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (1, 5, 6), (3, 4, 6), (2, 3, 5, 4)])
+def test_rows_last_merges_leading_axes_and_transposes(shape):
+    x = jnp.arange(float(np.prod(shape))).reshape(shape)
+    np.testing.assert_array_equal(layouts.rows_last(x), np.asarray(x).reshape(-1, shape[-1]).T)
+
+
+@pytest.mark.parametrize("axes", [(0, 2, 1, 3), (0, 2, 3, 1), (3, 1, 0, 2)])
+def test_transpose_in_memory_is_a_transpose(axes):
+    x = jnp.arange(2.0 * 3 * 4 * 6).reshape(2, 3, 4, 6)
+    np.testing.assert_array_equal(layouts.transpose_in_memory(x, axes), jnp.transpose(x, axes))
+
+
+def test_add_bias_sums_its_gradient_over_all_rows():
+    x, bias = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.arange(4.0)
+    np.testing.assert_array_equal(add_bias(x, bias), x + bias.astype(jnp.bfloat16))
+    d_x, d_bias = jax.grad(lambda x, b: jnp.sum(add_bias(x, b).astype(jnp.float32) * 2), argnums=(0, 1))(x, bias)
+    np.testing.assert_array_equal(d_bias, np.full(4, 12.0))
+    assert (d_x.dtype, d_bias.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_mask_hides_padding_and_other_documents():

@@ -18,7 +18,7 @@ from fastlm.models.norms import Norm
 from fastlm.models.weights import normal, weight
 from fastlm.ops import attention
 from fastlm.ops.caches import KVCache
-from fastlm.ops.contract import contract
+from fastlm.ops.contract import add_bias, contract
 from fastlm.ops.masks import MaskSpec
 
 
@@ -70,11 +70,11 @@ class FullAttention(nn.Module):
         shape = (cfg.width, heads * cfg.head_dim)
         y = contract(x, weight(self, name, shape, ("embed", axis), normal(cfg.init_scale)))
         if cfg.bias:
-            y = y + weight(self, f"{name}_bias", shape[1:], (axis,)).astype(y.dtype)
+            y = add_bias(y, weight(self, f"{name}_bias", shape[1:], (axis,)))
         return y.reshape(*y.shape[:2], heads, cfg.head_dim)
 
     def _output(self, y: Array) -> Array:
         cfg = self.cfg
         shape = (cfg.heads * cfg.head_dim, cfg.width)
         y = contract(y, weight(self, "out", shape, ("heads", "embed"), normal(cfg.residual_init_scale)))
-        return y + weight(self, "out_bias", (cfg.width,), ("norm",)).astype(y.dtype) if cfg.bias else y
+        return add_bias(y, weight(self, "out_bias", (cfg.width,), ("norm",))) if cfg.bias else y
