@@ -47,7 +47,15 @@ def get_config() -> ConfigDict:
     )
 
     # fastlm.models.Compute
-    config.compute = ConfigDict({"dtype": "bfloat16", "remat": "none", "attention_form": "auto", "loss_chunk": 1024})
+    config.compute = ConfigDict(
+        {
+            "dtype": "bfloat16",
+            "residual_dtype": "float32",
+            "remat": "none",
+            "attention_form": "auto",
+            "loss_chunk": 1024,
+        }
+    )
 
     # fastlm.data.tokenizers.make
     config.tokenizer = ConfigDict({"kind": "bpe", "path": "", "vocab_size": 4096})
@@ -62,6 +70,7 @@ def get_config() -> ConfigDict:
             "mode": "packed",
             "packing": "concat",
             "shards": 0,
+            "prefetch": 2,
             "data_dir": None,
         }
     )
@@ -72,10 +81,38 @@ def get_config() -> ConfigDict:
     )
 
     # fastlm.training.optimizers.make
-    config.optimizer = ConfigDict({"name": "adamw", "b1": 0.9, "b2": 0.95, "weight_decay": 0.1, "clip": 1.0})
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "b1": 0.9,
+            "b2": 0.95,
+            "epsilon": 1e-8,
+            "weight_decay": 0.1,
+            "decay_exclude": ("embedding",),
+            "clip": 1.0,
+            "groups": (),
+            "muon_paths": ("layers",),
+            "muon_momentum": 0.95,
+            "muon_nesterov": True,
+            "muon_rounds": 5,
+            "muon_dtype": "float32",
+            "muon_shape_factor": "rms",
+            "muon_adamw_rate": 1.0,
+        }
+    )
 
     # fastlm.training.schedules.make; fractions below 1 are of all steps
-    config.schedule = ConfigDict({"name": "cosine", "peak": 1e-3, "warmup": 0.02, "final": 0.1})
+    config.schedule = ConfigDict(
+        {
+            "name": "cosine",
+            "peak": 1e-3,
+            "warmup": 0.02,
+            "final": 0.1,
+            "decay_fraction": 0.1,
+            "decay_shape": "linear",
+            "timescale": 0.1,
+        }
+    )
 
     # fastlm.training.build.Training
     config.training = ConfigDict({"steps": 1000, "accumulation": 1, "average_decay": 0.0, "max_skipped": 10})

@@ -3,19 +3,27 @@
 Notable: overrides are `--config.model.layers=8` as with ml_collections, but parsed here, because a
 per-layer tuple may stand where the file has a number (`--config.model.heads="(4, 8)"`), and because
 a misspelt key must be one line that names the nearest valid one. `--config=path.py:argument` passes
-the argument to `get_config`.
+the argument to `get_config`. Only warnings of the libraries are shown; `--verbosity=0` shows the rest.
 """
 
 import ast
+import contextlib
+import errno
 import importlib.util
+import inspect
+import io
+import logging
 import os
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from fastlm.errors import UserError, exit_on_user_error, nearest
@@ -25,17 +33,43 @@ PREFIX = "--config."
 
 
 def main(entry: Callable[[], None]) -> None:
-    """Parses flags and runs `entry`; a `UserError` ends as one line and status 2."""
+    """Parses flags and runs `entry`; a `UserError` ends as one line and status 2, Ctrl-C as status 130."""
 
     def start(argv: list[str]) -> None:
-        with exit_on_user_error():
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument '{argv[1]}'; flags start with --, overrides with {PREFIX}")
-            setup()
-            entry()
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument '{argv[1]}'; flags start with --, overrides with {PREFIX}")
+        setup()
+        entry()
 
-    arguments, _OVERRIDES[:] = split_overrides(sys.argv)
-    app.run(start, argv=arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character must not end a run
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        with exit_on_user_error(), _last_word():
+            arguments, _OVERRIDES[:] = split_overrides(sys.argv)
+            app.run(start, argv=arguments, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+@contextlib.contextmanager
+def _last_word() -> Iterator[None]:
+    """Keeps threads from complaining, as the process ends, about what the one line of a `UserError` says."""
+    try:
+        yield
+    except UserError:
+        sys.unraisablehook = threading.excepthook = lambda unhandled: None
+        raise
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
 
 
 _OVERRIDES: list[str] = []
@@ -47,24 +81,52 @@ def overrides() -> list[str]:
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.x=y` and `--config.x y` from the other arguments."""
+    """Separates `--config.x=y` and `--config.x y` from the other arguments.
+
+    Raises:
+      UserError: an override without a value.
+    """
     rest, found, waiting = [], [], None
-    for argument in argv:
+    for argument in [*argv, None]:
         if waiting is not None:
+            if argument is None or argument.startswith("--"):
+                raise UserError(f"{PREFIX}{waiting}: no value given; write {PREFIX}{waiting}=VALUE")
             found.append(f"{waiting}={argument}")
             waiting = None
-        elif argument.startswith(PREFIX):
+        elif argument is not None and argument.startswith(PREFIX):
             name = argument[len(PREFIX) :]
             waiting = None if "=" in name else name
             if waiting is None:
                 found.append(name)
-        else:
+        elif argument is not None:
             rest.append(argument)
-    return rest, found + ([f"{waiting}="] if waiting else [])
+    return rest, found
+
+
+def _without_echoes(report: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Returns a hook for exceptions outside the main thread that leaves out those which follow from a full disk.
+
+    TensorStore's threads still report to the loop that Orbax has closed, and TensorBoard's writer tries again
+    at exit: pages of stack traces around the one line that says what happened.
+    """
+
+    def hook(unhandled: Any) -> None:
+        error = unhandled.exc_value
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        abandoned = inspect.iscoroutine(getattr(unhandled, "object", None))  # Orbax's, after one of them failed
+        if not full and not abandoned and str(error) != "Event loop is closed":
+            report(unhandled)
+
+    return hook
 
 
 def setup() -> None:
-    """Joins a multi-process run and turns on the persistent compilation cache."""
+    """Quietens the libraries, joins a multi-process run, turns on the persistent compilation cache."""
+    sys.unraisablehook = _without_echoes(sys.__unraisablehook__)
+    threading.excepthook = _without_echoes(threading.__excepthook__)
+    if flags.FLAGS["verbosity"].using_default_value:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        logging.getLogger("fastlm").setLevel(logging.INFO)
     multihost.initialize()
     folder = os.environ.get("FASTLM_CACHE", str(Path.home() / ".cache" / "fastlm"))
     jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "compiled"))
@@ -75,27 +137,43 @@ def load_config(path: str, changes: list[str]) -> dict[str, Any]:
     """Runs `get_config` of a Python file, applies overrides, and returns plain dicts.
 
     Raises:
-      UserError: no such file, no `get_config` in it, an override of an unknown key.
+      UserError: no such file, no `get_config` in it, an exception in it, an override of an unknown key.
     """
     file, _, argument = path.partition(":")
     if not Path(file).is_file():
         here = sorted(str(p) for p in Path(file).parent.glob("*.py")) if Path(file).parent.is_dir() else []
         raise UserError(f"--config: no file {file}{nearest(file, here)}")
+    config = _run_config(file, argument)
+    for change in changes:
+        override(config, change)
+    return config.to_dict()
+
+
+def _run_config(file: str, argument: str) -> ConfigDict:
+    """Returns what `get_config` of a file returns; whatever goes wrong in there is named with its line."""
     spec = importlib.util.spec_from_file_location(f"_config_{Path(file).stem}", file)
+    if spec is None:
+        raise UserError(f"--config: {file} is no Python file; see configs/base.py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(Path.cwd()))  # configs import their base as `configs.base`
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config: {file} defines no get_config(); see configs/base.py")
+        config = module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
     except SyntaxError as error:
-        raise UserError(f"--config: {file}, line {error.lineno}: {error.msg}") from None
+        raise UserError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise UserError(f"--config: {where}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     finally:
         sys.path.pop(0)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {file} defines no get_config(); see configs/base.py")
-    config = module.get_config(argument) if argument else module.get_config()
-    for change in changes:
-        override(config, change)
-    return config.to_dict()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config() of {file} returns {type(config).__name__}, not a ConfigDict")
+    return config
 
 
 def override(config: ConfigDict, change: str) -> None:
@@ -108,15 +186,23 @@ def override(config: ConfigDict, change: str) -> None:
     *parents, key = path.split(".")
     node: Any = config
     for depth, name in enumerate([*parents, key]):
-        if not isinstance(node, ConfigDict) or name not in node:
-            where = ".".join(["config", *path.split(".")[:depth]])
-            valid = list(node.keys()) if isinstance(node, ConfigDict) else []
+        where = ".".join(["config", *path.split(".")[:depth]])
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"--config.{path}: {where} is a value, not a section; set it as --{where}=VALUE")
+        if name not in node:
+            valid = [str(valid_name) for valid_name in node]
             hint = nearest(name, valid) or f"; it has: {', '.join(sorted(valid))}"
             raise UserError(f"--config.{path}: {where} has no '{name}'{hint}")
         if depth < len(parents):
             node = node[name]
-    with node.ignore_type():  # types are checked, by name, where the section is used
-        node[key] = parse_value(text, node[key])
+    if isinstance(node[key], ConfigDict):
+        raise UserError(
+            f"--config.{path}: is a section; set one of its keys, as in --config.{path}.{next(iter(node[key]))}"
+        )
+    value = parse_value(text, node[key])
+    with node.unlocked():
+        del node[key]  # else 100 becomes 100.0 where the file has 0.1; types are checked where the section is used
+        node[key] = value
 
 
 def parse_value(text: str, old: Any) -> Any:

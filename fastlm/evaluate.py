@@ -12,6 +12,7 @@ from absl import flags
 
 from fastlm import command_line
 from fastlm.data.evaluation import evaluation_batches
+from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
 from fastlm.tasks import language_modeling
@@ -21,10 +22,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
 SOURCE = flags.DEFINE_multi_string("source", [], "what to score instead of the training data; may be repeated")
 SPLIT = flags.DEFINE_string("split", "", "split to score; default test, or all for --source text: and jsonl:")
-LENGTH = flags.DEFINE_integer("length", 0, "context in tokens; 0 takes that of training")
-OVERLAP = flags.DEFINE_integer("overlap", -1, "context tokens repeated, unscored, per window; -1 takes the config's")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows per batch")
-BATCHES = flags.DEFINE_integer("batches", 0, "score only this many batches; 0 scores all")
+LENGTH = flags.DEFINE_integer("length", 0, "context in tokens; 0 takes that of training", lower_bound=0)
+OVERLAP = flags.DEFINE_integer(
+    "overlap", -1, "context tokens repeated, unscored, per window; -1 takes the config's", lower_bound=-1
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows per batch", lower_bound=1)
+BATCHES = flags.DEFINE_integer("batches", 0, "score only this many batches; 0 scores all", lower_bound=0)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -33,8 +36,7 @@ def main() -> None:
     """Restores, scores, prints."""
     mesh = meshes.make()
     jax.set_mesh(mesh)
-    step = int(STEP.value) if STEP.value.isdigit() else STEP.value or None
-    restored = restore.restore(WORKDIR.value, mesh, step=step, average=AVERAGE.value, dtype=DTYPE.value)
+    restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
     metrics = score(restored, mesh)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if multihost.is_primary():
@@ -47,12 +49,15 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> dict[str, floa
     data, settings = restored.about["config"]["data"], restored.about["config"].get("evaluation", {})
     sources = tuple((source, 1.0) for source in SOURCE.value) or data["sources"]
     user_files = SOURCE.value and SOURCE.value[0].startswith(("text:", "jsonl:"))
+    length, context = LENGTH.value or data.get("length", 256), restored.model.cfg.max_length
+    if length > context:
+        raise UserError(f"--length: {length} is more than the model's context of {context} tokens (model.max_length)")
     overlap = OVERLAP.value if OVERLAP.value >= 0 else settings.get("overlap", 0)
     batches = evaluation_batches(
         sources,
         restored.tokenizer,
         split=SPLIT.value or ("all" if user_files else "test"),
-        length=LENGTH.value or data.get("length", 256),
+        length=length,
         batch_size=BATCH_SIZE.value,
         overlap=overlap,
         limit=BATCHES.value,

@@ -6,16 +6,12 @@ One `--prompt` streams to the terminal as it is made; several, or `--prompts FIL
 run as a batch and are printed in order. The same seed gives the same text.
 """
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 
 from fastlm import command_line
-from fastlm.data import tokenizers
 from fastlm.decoding import sample
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
@@ -25,12 +21,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue; may be repeated")
 PROMPTS = flags.DEFINE_string("prompts", "", "file with one prompt per line")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "tokens to add; 0 takes 200, or what fits the context")
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 0, "tokens to add; 0 takes 200, or what fits the context", lower_bound=0
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 always takes the likeliest token")
 TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k likeliest tokens; 0 keeps all")
 TOP_P = flags.DEFINE_float("top_p", 0.95, "keep the likeliest tokens that make up this probability")
 MIN_P = flags.DEFINE_float("min_p", 0.0, "keep tokens at least this share as likely as the likeliest")
-SEED = flags.DEFINE_integer("seed", 0, "of the random draws")
+SEED = flags.DEFINE_integer("seed", 0, "of the random draws", lower_bound=0, upper_bound=2**32 - 1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -43,18 +41,20 @@ def main() -> None:
     how = sample.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value)
     mesh = meshes.make()
     jax.set_mesh(mesh)
-    step = int(STEP.value) if STEP.value.isdigit() else STEP.value or None
-    restored = restore.restore(WORKDIR.value, mesh, step=step, average=AVERAGE.value, dtype=DTYPE.value)
+    restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
     tokenizer = restored.tokenizer
     ids = [sample.prompt_ids(tokenizer, prompt) for prompt in prompts]
     room = restored.model.cfg.max_length - max(map(len, ids))
     max_tokens = MAX_TOKENS.value or max(1, min(DEFAULT_TOKENS, room))
     chunks = sample.generate(restored.model, restored.params, ids, max_tokens=max_tokens, how=how, seed=SEED.value)
     if len(prompts) == 1:
-        stream(tokenizer, prompts[0], chunks)
+        print(prompts[0], end="")
+        for piece in sample.stream(tokenizer, chunks):
+            print(piece, end="", flush=True)
+        print()
         return
     for prompt, row in zip(prompts, sample.until_end(chunks, tokenizer.eos)):
-        print(f"--- {prompt!r}\n{prompt}{tokenizer.decode(row)}\n")
+        print(f"--- {prompt!r}\n{prompt}{sample.text_of(tokenizer, row)}\n")
 
 
 def read_prompts() -> list[str]:
@@ -75,20 +75,6 @@ def read_prompts() -> list[str]:
     if not prompts:
         raise UserError("nothing to continue; give --prompt TEXT or --prompts FILE with one prompt per line")
     return prompts
-
-
-def stream(tokenizer: tokenizers.Tokenizer, prompt: str, chunks: Iterator[np.ndarray]) -> None:
-    """Prints a continuation while it is being made, whole characters at a time."""
-    sys.stdout.write(prompt)
-    decoder = tokenizers.StreamDecoder(tokenizer)
-    for chunk in chunks:
-        for token in chunk[0].tolist():
-            if token == tokenizer.eos:
-                print(flush=True)
-                return
-            sys.stdout.write(decoder.push(token))
-        sys.stdout.flush()
-    print(flush=True)
 
 
 if __name__ == "__main__":

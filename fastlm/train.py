@@ -39,7 +39,7 @@ def main() -> None:
 
 def generate_samples(experiment: build.Experiment, state: object) -> list[str]:
     """Continues each prompt of `config.sample` with the trained weights."""
-    how, prompts = experiment.sample, experiment.sample.prompts
+    settings, prompts = experiment.sample, experiment.sample.prompts
     if not prompts:
         return []
     params = state.average if jax.tree.leaves(state.average) else state.params
@@ -50,12 +50,12 @@ def generate_samples(experiment: build.Experiment, state: object) -> list[str]:
         experiment.model,
         params["model"],
         ids,
-        max_tokens=min(how.tokens, room),
-        how=sample.Sampling(temperature=how.temperature, top_p=how.top_p),
+        max_tokens=min(settings.tokens, room),
+        how=settings.how,
         seed=experiment.seed,
     )
     rows = sample.until_end(chunks, tokenizer.eos)
-    return [prompt + tokenizer.decode(row) for prompt, row in zip(prompts, rows)]
+    return [prompt + sample.text_of(tokenizer, row) for prompt, row in zip(prompts, rows)]
 
 
 def _banner(experiment: build.Experiment) -> str:

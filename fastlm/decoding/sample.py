@@ -9,7 +9,7 @@ Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fastlm.data.tokenizers import Tokenizer
+from fastlm.data.tokenizers import StreamDecoder, Tokenizer
 from fastlm.errors import UserError
 from fastlm.models import Model
 from fastlm.ops.caches import Cache
@@ -114,7 +114,7 @@ def generate(
       UserError: an empty prompt, or a prompt and continuation longer than the model's context; at the call.
     """
     lengths = np.array([len(p) for p in prompts], np.int32)
-    _check_lengths(lengths, max_tokens, model.cfg.max_length)
+    check_lengths(lengths, max_tokens, model.cfg.max_length)
     padded = np.zeros((len(prompts), _bucket(int(lengths.max()))), np.int32)
     for row, prompt in zip(padded, prompts):
         row[: len(prompt)] = prompt
@@ -132,9 +132,38 @@ def _continue(model, params, padded, lengths, slots, keys, max_tokens, how, chun
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Returns a prompt as documents begin in training: with the start token, where there is one."""
+    """Returns a prompt as documents begin in training: with the start token, where there is one.
+
+    Raises:
+      UserError: the prompt is not text (bytes of a command line that are no UTF-8).
+    """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not valid UTF-8 at character {error.start}; convert it") from None
     start = [] if tokenizer.bos is None else [tokenizer.bos]
     return start + [int(i) for i in tokenizer.encode(prompt)]
+
+
+def text_of(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """Returns the text of a continuation, to stand after its prompt; the same as streaming gives.
+
+    `Tokenizer.decode` is for whole texts: some drop the space that opens the first word.
+    """
+    decoder = StreamDecoder(tokenizer)
+    return "".join(map(decoder.push, tokens)) + decoder.finish()
+
+
+def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray]) -> Iterator[str]:
+    """Yields the text of the first row chunk by chunk, up to its end token, in whole characters."""
+    decoder = StreamDecoder(tokenizer)
+    for chunk in chunks:
+        tokens = chunk[0].tolist()
+        ended = tokenizer.eos in tokens
+        yield "".join(map(decoder.push, tokens[: tokens.index(tokenizer.eos)] if ended else tokens))
+        if ended:
+            break
+    yield decoder.finish()
 
 
 def until_end(chunks: Iterator[np.ndarray], end: int) -> list[list[int]]:
@@ -159,12 +188,19 @@ def _bucket(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def _check_lengths(lengths: np.ndarray, max_tokens: int, context: int) -> None:
-    if not len(lengths) or lengths.min() < 1:
+def check_lengths(lengths: Sequence[int] | np.ndarray, max_tokens: int, context: int) -> None:
+    """Checks that prompts of `lengths` tokens can be continued by `max_tokens`.
+
+    Raises:
+      UserError: an empty prompt, nothing to add, or more than the model's context.
+    """
+    if not len(lengths) or min(lengths) < 1:
         raise UserError("a prompt has no tokens; give at least one character")
-    longest = int(lengths.max())
+    if max_tokens < 1:
+        raise UserError(f"max_tokens: must be at least 1, got {max_tokens}")
+    longest = int(max(lengths))
     if longest + max_tokens > context:
         raise UserError(
             f"the longest prompt has {longest} tokens, and {max_tokens} more make {longest + max_tokens}, "
-            f"but the model's context is {context} tokens (model.max_length); shorten the prompt or lower --max_tokens"
+            f"but the model's context is {context} tokens (model.max_length); shorten the prompt or add fewer"
         )

@@ -23,7 +23,7 @@ def initialize() -> None:
     """Joins the processes of this run, when the environment says that there are several.
 
     Raises:
-      UserError: FASTLM_COORDINATOR is set but the other two variables are missing or no numbers.
+      UserError: the variables are missing or no numbers, or the processes do not find each other.
     """
     coordinator = os.environ.get("FASTLM_COORDINATOR")
     if coordinator:
@@ -34,9 +34,16 @@ def initialize() -> None:
                 "FASTLM_COORDINATOR is set, so FASTLM_PROCESSES and FASTLM_PROCESS must be numbers "
                 f"(how many processes, and which one this is): {error}"
             ) from None
-        jax.distributed.initialize(coordinator, count, index)
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or os.environ.get("FASTLM_MULTIHOST") == "1":
-        jax.distributed.initialize()
+        _join(coordinator, count, index)
+    elif os.environ.get("SLURM_NTASKS", "1") != "1" or os.environ.get("FASTLM_MULTIHOST") == "1":
+        _join()
+
+
+def _join(*arguments: Any) -> None:
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"could not join the other processes: {' '.join(str(error).split())[:300]}") from None
 
 
 def is_primary() -> bool:
@@ -49,6 +56,9 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
     def join(rows: np.ndarray) -> jax.Array:
         shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+        cut = mesh.shape["data"] * mesh.shape["fsdp"]
+        if jax.process_count() > 1 and shape[0] % cut:
+            raise UserError(f"a batch of {shape[0]} rows is not divided by the {cut} devices of data x fsdp; change it")
         names = ("batch", "length")[: rows.ndim] + (None,) * (rows.ndim - 2)
         sharding = NamedSharding(mesh, rules.partition_spec(names, shape, mesh))
         return jax.make_array_from_process_local_data(sharding, rows, shape)

@@ -42,7 +42,9 @@ def draw(workdirs: Sequence[str], metric: str, out: str | Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.8), dpi=150)
     for workdir, color in zip(workdirs, plt.rcParams["axes.prop_cycle"].by_key()["color"] * len(workdirs)):
         axes.plot(*read(workdir, f"train/{metric}"), color=color, alpha=0.35, linewidth=1)
-        axes.plot(*read(workdir, f"validation/{metric}"), color=color, marker="o", markersize=3, label=Path(workdir).name)
+        axes.plot(
+            *read(workdir, f"validation/{metric}"), color=color, marker="o", markersize=3, label=Path(workdir).name
+        )
     axes.set(xlabel="step", ylabel=metric.replace("_", " "))
     values = read(workdirs[0], f"train/{metric}")[1]
     axes.set_ylim(top=min(max(values), 2.2 * min(values)))

@@ -5,6 +5,7 @@ is the keyword arguments of one constructor, so a key exists in exactly one plac
 ill-typed one is an error here, before anything compiles.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from fastlm import configuration
 from fastlm.data import pipeline, sources, tokenizers
 from fastlm.data.evaluation import evaluation_batches as held_out_batches
+from fastlm.decoding import sample as sampling
 from fastlm.errors import UserError, nearest
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.parallel import mesh as meshes
@@ -60,6 +62,11 @@ class Training:
     average_decay: float = 0.0
     max_skipped: int = 10
 
+    def __post_init__(self) -> None:
+        _at_least("training", self, steps=1, accumulation=1, max_skipped=1)
+        if not 0 <= self.average_decay < 1:
+            raise UserError(f"config.training.average_decay: must be in [0, 1), got {self.average_decay}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -79,6 +86,9 @@ class Data:
     shards: int = 0
     prefetch: int = 2
     data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("data", self, length=1, batch_size=1, shards=0, prefetch=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +110,9 @@ class Evaluation:
     batch_size: int = 0
     overlap: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least("evaluation", self, every=0, batches=0, batch_size=0, overlap=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -107,6 +120,9 @@ class Checkpoint:
 
     every: int = 500
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint", self, every=1, keep=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +133,9 @@ class Logging:
     tensorboard: bool = True
     wandb: str = ""
 
+    def __post_init__(self) -> None:
+        _at_least("logging", self, every=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -126,6 +145,16 @@ class Sample:
     tokens: int = 120
     temperature: float = 0.8
     top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        _at_least("sample", self, tokens=1)
+        with _naming("sample"):
+            _ = self.how
+
+    @property
+    def how(self) -> sampling.Sampling:
+        """How tokens are drawn."""
+        return sampling.Sampling(temperature=self.temperature, top_p=self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +192,22 @@ class Experiment:
         )
 
 
+def _at_least(section: str, settings: Any, **least: int) -> None:
+    for key, value in least.items():
+        if getattr(settings, key) < value:
+            raise UserError(f"config.{section}.{key}: must be at least {value}, got {getattr(settings, key)}")
+
+
+@contextlib.contextmanager
+def _naming(section: str) -> Iterator[None]:
+    """Names the section in what a part below, which knows no config, has to say."""
+    try:
+        yield
+    except UserError as error:
+        known = str(error).startswith("config.")
+        raise UserError(str(error) if known else f"config.{section}: {error}") from error
+
+
 TASKS: dict[str, Callable[..., Task]] = {"language_modeling": language_modeling.make}
 
 
@@ -177,10 +222,15 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
             raise UserError(
                 f"config.{key}: no such section{nearest(key, SECTIONS) or '; one of: ' + ', '.join(SECTIONS)}"
             )
-    section = lambda name: dict(config.get(name, {}))
+    section = lambda name: _section(config, name)
     seed = configuration.checked(config.get("seed", 0), int, "config.seed")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"config.seed: must be at least 0 and below 2**32, got {seed}")
     training = configuration.make(Training, "training", section("training"))
     evaluation = configuration.make(Evaluation, "evaluation", section("evaluation"))
+    checkpoint = configuration.make(Checkpoint, "checkpoint", section("checkpoint"))
+    logging = configuration.make(Logging, "logging", section("logging"))
+    sample = configuration.make(Sample, "sample", section("sample"))
     compute = configuration.make(Compute, "compute", section("compute"))
     cfg = configuration.make(ModelConfig, "model", section("model"))
     schedule = configuration.make(schedules.make, "schedule", section("schedule"), steps=training.steps)
@@ -188,8 +238,10 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
 
     data = configuration.make(Data, "data", section("data"))
     _check_batch(data.batch_size, training.accumulation, mesh)
-    tokenizer = make_tokenizer(section("tokenizer"), data)
+    with _naming("tokenizer"):
+        tokenizer = make_tokenizer(section("tokenizer"), data)
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
+    _check_prompts(sample.prompts, tokenizer, cfg.max_length)
     model = Model(cfg, compute)
     task = make_task(section("task"), model, tokenizer)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
@@ -200,20 +252,22 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     arguments = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
 
     def train_batches() -> pipeline.BatchIterator:
-        return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **processes)
+        with _naming("data"):
+            return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **processes)
 
     def eval_batches(split: str, limit: int = 0) -> Iterator[dict]:
-        return held_out_batches(
-            data.sources,
-            tokenizer,
-            split=split,
-            length=data.length,
-            batch_size=evaluation.batch_size or data.batch_size,
-            overlap=evaluation.overlap,
-            limit=limit,
-            data_dir=data.data_dir,
-            **processes,
-        )
+        with _naming("data, config.evaluation"):
+            return held_out_batches(
+                data.sources,
+                tokenizer,
+                split=split,
+                length=data.length,
+                batch_size=evaluation.batch_size or data.batch_size,
+                overlap=evaluation.overlap,
+                limit=limit,
+                data_dir=data.data_dir,
+                **processes,
+            )
 
     for split in {evaluation.split, evaluation.final_split} - {""}:
         eval_batches(split, 1)  # a missing split should not wait for the first evaluation
@@ -230,9 +284,9 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         data=data,
         training=training,
         evaluation=evaluation,
-        checkpoint=configuration.make(Checkpoint, "checkpoint", section("checkpoint")),
-        logging=configuration.make(Logging, "logging", section("logging")),
-        sample=configuration.make(Sample, "sample", section("sample")),
+        checkpoint=checkpoint,
+        logging=logging,
+        sample=sample,
         train_batches=train_batches,
         eval_batches=eval_batches,
     )
@@ -273,8 +327,24 @@ def _checked_ints(name: str, values: dict[str, Any]) -> dict[str, int]:
     return {key: configuration.checked(value, int, f"config.{name}.{key}") for key, value in values.items()}
 
 
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    values = config.get(name, {})
+    if not isinstance(values, Mapping):
+        raise UserError(f"config.{name}: is a section; set one of its keys, as in config.{name}.KEY, not {values!r}")
+    return dict(values)
+
+
+def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, context: int) -> None:
+    # They are used when the run ends: too late to learn that one does not fit.
+    for prompt in prompts:
+        with _naming("sample.prompts"):
+            sampling.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, context)
+
+
 def _check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    cut = mesh.shape["data"] * mesh.shape["fsdp"]
+    cut, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
+    if cut % processes:  # each process reads rows of its own
+        raise UserError(f"config.mesh: data x fsdp = {cut} is no multiple of the {processes} processes; enlarge one")
     if accumulation < 1 or batch_size % accumulation:
         raise UserError(f"config.training.accumulation: {accumulation} does not divide the batch of {batch_size} rows")
     if (batch_size // accumulation) % cut:

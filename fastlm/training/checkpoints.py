@@ -14,6 +14,7 @@ Left out: storing frozen constants; they come with the compressions that have th
 import contextlib
 import dataclasses
 import logging
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -27,6 +28,7 @@ from fastlm.errors import UserError
 from fastlm.training.state import State
 
 BEST_METRIC = "loss"
+ABOUT = {"model": dict, "tokenizer": str, "config": dict, "data": dict, "metrics": dict}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,13 @@ class Preservation:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's question: one answer per checkpoint, oldest first."""
         del context
-        scored = [(c.metrics[BEST_METRIC], i) for i, c in enumerate(checkpoints) if c.metrics]
+        scored = [(c.metrics[BEST_METRIC], i) for i, c in enumerate(checkpoints) if _is_scored(c.metrics)]
         best = min(scored)[1] if scored else -1
         return [i >= len(checkpoints) - self.latest or i == best for i in range(len(checkpoints))]
+
+
+def _is_scored(metrics: Any) -> bool:
+    return bool(metrics) and math.isfinite(metrics.get(BEST_METRIC, math.nan))
 
 
 def versions() -> dict[str, str]:
@@ -58,7 +64,8 @@ class Checkpoints:
         Raises:
           UserError: `read_only` and there is none.
         """
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every file, and failures twice
+        for name in ("absl", "asyncio"):  # Orbax reports every file, and failures twice
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = Path(workdir).absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir}: no checkpoints folder there; give --workdir of a run of fastlm.train")
@@ -68,6 +75,9 @@ class Checkpoints:
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=Preservation(keep),
+                    # Without it the metrics are not written, and a resumed run would forget its best.
+                    best_fn=lambda metrics: metrics[BEST_METRIC],
+                    best_mode="min",
                     create=False,
                     cleanup_tmp_directories=not read_only,
                     enable_async_checkpointing=True,
@@ -80,7 +90,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Returns the step with the lowest evaluation loss, or None if none was evaluated."""
-        scored = [(m[BEST_METRIC], step) for step in self.steps() if (m := self._manager.metrics(step))]
+        scored = [(m[BEST_METRIC], step) for step in self.steps() if _is_scored(m := self._manager.metrics(step))]
         return min(scored)[1] if scored else None
 
     def save(self, step: int, state: State, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
@@ -102,9 +112,21 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def about(self, step: int) -> dict[str, Any]:
-        """Returns the JSON description of a checkpoint."""
+        """Returns the JSON description of a checkpoint, which has the keys of `ABOUT`.
+
+        Raises:
+          UserError: damaged, or not written by this program.
+        """
         with self._reporting("read", step):
-            return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        fields = about if isinstance(about, dict) else {}
+        missing = [name for name, kind in ABOUT.items() if not isinstance(fields.get(name), kind)]
+        if missing:
+            raise UserError(
+                f"checkpoint {self.folder / str(step)}: written by another program, or damaged: its description "
+                f"lacks {', '.join(missing)}"
+            )
+        return fields
 
     def restore(self, step: int, target: State) -> State:
         """Returns the state at `step`, placed as `target` (shapes with shardings) says.
@@ -131,7 +153,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**arguments))
 
     def resolve(self, step: int | str | None) -> int:
-        """Returns the step meant by a number, "best", or None (the newest).
+        """Returns the step meant by a number (also as text), "best", or None or "" (the newest).
 
         Raises:
           UserError: there is no such checkpoint; the message lists those there are.
@@ -139,7 +161,9 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             raise UserError(f"{self.folder}: holds no complete checkpoint; train there first")
-        wanted = self.best() if step == "best" else steps[-1] if step is None else step
+        if isinstance(step, str) and step.isdecimal():
+            step = int(step)
+        wanted = self.best() if step == "best" else steps[-1] if step in (None, "") else step
         if wanted is None:
             raise UserError(f"{self.folder}: no checkpoint was evaluated, so none is best; choose from {steps}")
         if wanted not in steps:

@@ -7,6 +7,7 @@ service makes all of them agree on the step. Values are fetched from the device 
 interval only.
 """
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -30,8 +31,14 @@ from fastlm.training import state as states
 from fastlm.training.build import Experiment
 from fastlm.training.step import make_eval_step, make_train_step
 
-# What decides the shape of the optimizer's state; rates and decays may change when a run goes on.
-OPTIMIZER_STRUCTURE = ("name", "groups", "clip")
+# What decides the shape of the state, and what of it; other values may change when a run goes on.
+STRUCTURE: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("optimizer", "name", lambda name: name),
+    ("optimizer", "groups", lambda groups: groups),
+    ("optimizer", "clip", lambda clip: clip),
+    ("training", "average_decay", bool),
+    ("compute", "dtype", lambda dtype: dtype == "float16"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +97,8 @@ class Run:
         """
         self.experiment, self.profile = experiment, profile
         self.say = say if multihost.is_primary() else lambda text: None
+        self.batches = experiment.train_batches()  # before any folder is made: this may fail
         self.checkpoints = checkpoint_files.Checkpoints(experiment.workdir, keep=experiment.checkpoint.keep)
-        self.batches = experiment.train_batches()
         self.last_metrics: dict[str, float] = {}
         self.last_save = -1
         experiment_abstract = jax.eval_shape(experiment.create_state)
@@ -118,6 +125,11 @@ class Run:
             return None
         about = self.checkpoints.about(steps[-1])
         check_same_run(self.experiment, about)
+        if steps[-1] > self.experiment.training.steps:
+            raise UserError(
+                f"{self.experiment.workdir} holds a run at step {steps[-1]}, beyond config.training.steps="
+                f"{self.experiment.training.steps}; raise it, or use another --workdir"
+            )
         place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
         state = self.checkpoints.restore(steps[-1], jax.tree.map(place, shapes, self.placement))
         self.batches.set_state(about["data"])
@@ -175,9 +187,14 @@ def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], N
     try:
         with StopRequest() as stop:
             status = _train(current, writer, stop)
+            current.checkpoints.wait()  # what comes now may take long, and may be killed
         if status == "finished":
             _finish(current, writer)
         current.checkpoints.close()
+    except UserError:
+        with contextlib.suppress(UserError):  # a save under way may still succeed
+            current.checkpoints.wait()
+        raise
     finally:
         current.batches.close()
         writer.close()
@@ -198,10 +215,10 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest) -> st
             current.state, values = current.train_step(current.state, e.task.constants, batch)
             current.step += 1
             meter.add(values)
-            if current.profile and current.step == first + 8:
+            if current.profile and current.step == min(first + 8, e.training.steps) > first + 3:
                 jax.block_until_ready(current.state)
                 jax.profiler.stop_trace()
-                bar.message(f"profile of 5 steps written to {e.workdir / 'profile'}")
+                bar.message(f"profile of {current.step - first - 3} steps written to {e.workdir / 'profile'}")
             last = current.step == e.training.steps
             if current.step % e.logging.every == 0 or last or current.step == first + 1:
                 logged = meter.read(current.step)
@@ -280,9 +297,9 @@ class Meter:
         seconds = (time.perf_counter() - self.since) / max(len(values), 1)
         sums: dict[str, float] = {}
         for one in values:
-            for name, value in one.items():
-                if name.startswith("sums/") and np.isfinite(value):
-                    sums[name[5:]] = sums.get(name[5:], 0.0) + float(value)
+            step_sums = {name[5:]: float(value) for name, value in one.items() if name.startswith("sums/")}
+            if all(map(np.isfinite, step_sums.values())):  # a skipped step counts in none of them
+                sums = {name: sums.get(name, 0.0) + value for name, value in step_sums.items()}
         logged = self.experiment.task.summarize(sums) if sums else {}
         logged |= {name: float(v) for name, v in values[-1].items() if not name.startswith("sums/")}
         speed = self.tokens_per_step / seconds
@@ -313,16 +330,18 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
       UserError: architecture, tokenizer, data or optimizer differ; the message names the key.
     """
     now = json.loads(json.dumps(describe(experiment)))
-    for name in ("model", "optimizer", "data"):
-        old = about["model"] if name == "model" else about["config"].get(name, {})
-        new = now["model"] if name == "model" else now["config"].get(name, {})
-        keys = OPTIMIZER_STRUCTURE if name == "optimizer" else {*old, *new}
-        for key in sorted(keys):
-            if old.get(key) != new.get(key):
-                raise UserError(
-                    f"{experiment.workdir} holds a run with {name}.{key}={old.get(key)!r}, but the config says "
-                    f"{new.get(key)!r}; use another --workdir, or the old value to continue that run"
-                )
+    sections = {"model": (about["model"], now["model"])}
+    for name in ("data", "optimizer", "training", "compute"):
+        sections[name] = (about["config"].get(name, {}), now["config"].get(name, {}))
+    keys = {name: sorted(set().union(*sections[name])) for name in ("model", "data")}
+    whole = [(name, key, lambda value: value) for name in keys for key in keys[name]]
+    for name, key, structure in (*whole, *STRUCTURE):
+        old, new = (section.get(key) for section in sections[name])
+        if structure(old) != structure(new):
+            raise UserError(
+                f"{experiment.workdir} holds a run with {name}.{key}={old!r}, but the config says {new!r}; "
+                "use another --workdir, or the old value to continue that run"
+            )
     if about["tokenizer"] != now["tokenizer"]:
         raise UserError(f"{experiment.workdir} holds a run with another tokenizer; use another --workdir")
 

@@ -53,10 +53,12 @@ def restore(
     files = Checkpoints(workdir, read_only=True)
     step = files.resolve(step)
     about = files.about(step)
-    missing = [key for key in ("model", "tokenizer", "config") if key not in about]
-    if missing:
-        raise UserError(f"{files.folder / str(step)}: written by another program: its description lacks {missing}")
-    cfg = ModelConfig.from_json(json.dumps(about["model"]))
+    try:
+        cfg = ModelConfig.from_json(json.dumps(about["model"]))
+        tokenizer = tokenizers.from_json(about["tokenizer"])
+        dtype = dtype or about["config"].get("compute", {}).get("dtype", "float32")
+    except UserError as error:
+        raise UserError(f"checkpoint {files.folder / str(step)}: {error}") from None
     shapes, axes = abstract(cfg)
     placement = rules.shardings(shapes, axes, mesh)
     place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
@@ -64,5 +66,4 @@ def restore(
     if average is None:
         average = (files.folder / str(step) / "average").is_dir()
     params = files.restore_params(step, target, average=average)["model"]
-    compute = Compute(dtype=dtype or about["config"].get("compute", {}).get("dtype", "float32"))
-    return Restored(Model(cfg, compute), params, tokenizers.from_json(about["tokenizer"]), about, step)
+    return Restored(Model(cfg, Compute(dtype=dtype)), params, tokenizer, about, step)

@@ -29,7 +29,9 @@ def test_draws_a_picture_with_something_on_it(workdir):
 
 
 def test_missing_metrics_are_named(workdir, tmp_path):
-    with pytest.raises(UserError, match=r"no metric 'train/speed'; it has train/bits_per_byte, validation/bits_per_byte"):
+    with pytest.raises(
+        UserError, match=r"no metric 'train/speed'; it has train/bits_per_byte, validation/bits_per_byte"
+    ):
         curves.read(workdir, "train/speed")
     with pytest.raises(UserError, match="no such file"):
         curves.read(tmp_path / "nowhere", "train/loss")

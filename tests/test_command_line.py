@@ -1,0 +1,159 @@
+"""Overrides on the command line, and that configs and code know the same keys."""
+
+import contextlib
+import inspect
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import base
+from fastlm import command_line
+from fastlm.data import tokenizers
+from fastlm.errors import UserError
+from fastlm.models import Compute, ModelConfig
+from fastlm.parallel import mesh
+from fastlm.tasks import language_modeling
+from fastlm.training import build, optimizers, schedules
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+# section -> what takes its keys, and the arguments that come from elsewhere
+TARGETS = {
+    "task": (language_modeling.make, {"model", "token_bytes"}),
+    "model": (ModelConfig, set()),
+    "compute": (Compute, set()),
+    "tokenizer": (tokenizers.make, {"documents", "data_dir"}),
+    "data": (build.Data, set()),
+    "evaluation": (build.Evaluation, set()),
+    "optimizer": (optimizers.make, {"learning_rate", "params"}),
+    "schedule": (schedules.make, {"steps"}),
+    "training": (build.Training, set()),
+    "mesh": (mesh.make, set()),
+    "checkpoint": (build.Checkpoint, set()),
+    "logging": (build.Logging, set()),
+    "sample": (build.Sample, set()),
+}
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def changed(path, text):
+    """The value at `path` of the base config after `--config.<path>=<text>`."""
+    value = config = base.get_config()
+    command_line.override(config, f"{path}={text}")
+    for name in path.split("."):
+        value = value[name]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("model.layers", "8", 8),
+        ("model.layers", "-1", -1),
+        ("schedule.peak", "3e-4", 3e-4),
+        ("schedule.peak", "1", 1),
+        ("schedule.warmup", "100", 100),
+        ("model.heads", "(4, 8)", (4, 8)),
+        ("model.attention", "('local', 'full')", ("local", "full")),
+        ("model.attention", "full", "full"),
+        ("model.bias", "true", True),
+        ("model.bias", "False", False),
+        ("model.layers", "eight", "eight"),  # its type is checked, by name, where it is used
+        ("tokenizer.path", "/a=b/c.json", "/a=b/c.json"),
+        ("tokenizer.path", "123", "123"),  # a string stays one
+        ("tokenizer.path", "'quoted'", "quoted"),
+        ("tokenizer.path", "", ""),
+        ("data.data_dir", "/somewhere", "/somewhere"),
+        ("data.data_dir", "None", None),
+        ("data.sources", "(('text:a/*.txt', 0.5), ('python_stdlib', 0.5))", None),
+        ("sample.prompts", "('a b', 'c')", ("a b", "c")),
+        ("optimizer.groups", "(('embedding', {'frozen': True}),)", (("embedding", {"frozen": True}),)),
+        ("seed", "7", 7),
+    ],
+)
+def test_values_are_read_as_they_are_meant(path, text, value):
+    value = (("text:a/*.txt", 0.5), ("python_stdlib", 0.5)) if path == "data.sources" else value
+    assert changed(path, text) == value
+    assert type(changed(path, text)) is type(value)
+
+
+@given(st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.tuples(st.integers(), st.text())))
+def test_what_python_prints_is_read_back(value):
+    assert changed("model.heads", repr(value)) == value
+
+
+def test_overrides_are_told_apart_from_flags():
+    argv = ["train", "--config", "c.py", "--config.model.layers=2", "--profile", "--config.seed", "-3", "--workdir=w"]
+    rest, found = command_line.split_overrides(argv)
+    assert rest == ["train", "--config", "c.py", "--profile", "--workdir=w"]
+    assert found == ["model.layers=2", "seed=-3"]
+    assert command_line.split_overrides(["t", "--config=path.py:arg"]) == (["t", "--config=path.py:arg"], [])
+
+
+@pytest.mark.parametrize("argv", [["--config.seed"], ["--config.seed", "--workdir=w"]])
+def test_an_override_without_a_value_is_refused(argv):
+    with pytest.raises(UserError, match=r"--config.seed: no value given; write --config.seed=VALUE"):
+        command_line.split_overrides(argv)
+
+
+def test_later_overrides_win_and_the_file_stays_as_it_was():
+    changes = ["model.layers=8", "model.layers=9"]
+    assert command_line.load_config("configs/base.py", changes)["model"]["layers"] == 9
+    assert command_line.load_config("configs/base.py", [])["model"]["layers"] == 6
+
+
+def test_an_argument_reaches_get_config(tmp_path):
+    file = tmp_path / "sized.py"
+    file.write_text(
+        "from configs import base\n\n"
+        "def get_config(size='small'):\n"
+        "    config = base.get_config()\n"
+        "    config.model.layers = {'small': 2, 'a:b': 12}[size]\n"
+        "    return config\n"
+    )
+    layers = lambda path: command_line.load_config(path, [])["model"]["layers"]
+    assert layers(f"{file}") == layers(f"{file}:small") == 2
+    assert layers(f"{file}:a:b") == 12
+
+
+@pytest.mark.parametrize("section", TARGETS)
+def test_base_has_every_key_of_every_section_and_no_other(section):
+    target, from_elsewhere = TARGETS[section]
+    keys = set(base.get_config()[section]) - ({"name"} if section == "task" else set())
+    assert keys == set(inspect.signature(target).parameters) - from_elsewhere
+
+
+def test_base_has_every_section():
+    assert set(base.get_config()) == set(build.SECTIONS)
+    assert set(TARGETS) == {name for name, value in base.get_config().items() if isinstance(value, ConfigDict)}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_override_values_and_add_no_keys(path):
+    config = command_line.load_config(str(path), [])
+    assert set(config) == set(base.get_config())
+    for section, values in base.get_config().to_dict().items():
+        if isinstance(values, dict):
+            assert config[section].keys() == values.keys()
+    assert "launch/local.sh -m fastlm.train --config" in path.read_text() or path.stem == "base"
+    assert path.stem == "base" or len(path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds(path, tmp_path, no_mesh):
+    config = command_line.load_config(str(path), [])
+    experiment = build.build(config, tmp_path / "run")
+    assert experiment.model.cfg.vocab_size >= experiment.tokenizer.vocab_size
+    batches = experiment.train_batches()
+    with contextlib.closing(batches):
+        assert next(batches)["tokens"].shape == (experiment.data.batch_size, experiment.data.length)
+    assert not (tmp_path / "run").exists(), "building writes nothing"
