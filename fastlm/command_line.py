@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from fastlm.errors import UserError, exit_on_user_error, nearest
 from fastlm.parallel import multihost
+from fastlm.parallel.allocator import keep_freed_memory
 
 PREFIX = "--config."
 
@@ -121,12 +122,13 @@ def _without_echoes(report: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def setup() -> None:
-    """Quietens the libraries, joins a multi-process run, turns on the persistent compilation cache."""
+    """Quietens the libraries, keeps host memory, joins a multi-process run, turns on the persistent compilation cache."""
     sys.unraisablehook = _without_echoes(sys.__unraisablehook__)
     threading.excepthook = _without_echoes(threading.__excepthook__)
     if flags.FLAGS["verbosity"].using_default_value:
         absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("fastlm").setLevel(logging.INFO)
+    keep_freed_memory()
     multihost.initialize()
     folder = os.environ.get("FASTLM_CACHE", str(Path.home() / ".cache" / "fastlm"))
     jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "compiled"))

@@ -6,6 +6,7 @@ processes that prepare the same thing at once are both right: the second rename 
 discarded. Left out: locks, since doing the work twice is harmless and a stale lock is not.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -58,4 +59,5 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()

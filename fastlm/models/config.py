@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
+from fastlm.ops.attention import FORMS
 
 FEED_FORWARDS = ("gelu", "relu2", "swiglu", "geglu")
 NORMS = ("layer_norm", "rms_norm")
@@ -173,6 +174,9 @@ class Compute:
         _one_of("compute.dtype", self.dtype, DTYPES)
         _one_of("compute.residual_dtype", self.residual_dtype, DTYPES)
         _one_of("compute.remat", self.remat, REMAT)
+        _one_of("compute.attention_form", self.attention_form, ("auto", *FORMS))
+        if self.loss_chunk < 1:
+            raise UserError(f"config.compute.loss_chunk: must be at least 1 token, got {self.loss_chunk}")
 
     @property
     def jnp_dtype(self) -> Any:
@@ -199,6 +203,19 @@ def _check_sizes(cfg: ModelConfig) -> None:
     for name in ("layers", "width", "max_length"):
         if getattr(cfg, name) < 1:
             raise UserError(f"config.model.{name}: must be at least 1, got {getattr(cfg, name)}")
+    for name in ("heads", "kv_heads", "head_dim", "feed_forward_width"):
+        value = getattr(cfg, name)
+        least = 1 if name == "heads" else 0
+        if min(value if isinstance(value, tuple) else (value,), default=least) < least:
+            raise UserError(f"config.model.{name}: must be at least {least}, got {value}")
+    for name in ("norm_epsilon", "rotary_base"):
+        if not 0 < getattr(cfg, name) < float("inf"):
+            raise UserError(f"config.model.{name}: must be a positive number, got {getattr(cfg, name)}")
+    for name in ("attention_softcap", "logit_softcap", "init_scale"):
+        if not 0 <= getattr(cfg, name) < float("inf"):
+            raise UserError(f"config.model.{name}: must not be negative, got {getattr(cfg, name)}")
+    if cfg.formats:
+        raise UserError("config.model.formats: no leaf formats exist yet; leave it empty")
     if not 0 <= cfg.dropout < 1:
         raise UserError(f"config.model.dropout: must be in [0, 1), got {cfg.dropout}")
     if cfg.vocab_size < 0:

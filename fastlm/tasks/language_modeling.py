@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fastlm.errors import UserError
 from fastlm.models import Model, abstract
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.tasks.task import Task
@@ -28,6 +29,11 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
       label_smoothing: share of the target spread evenly over the vocabulary.
     """
 
+    if not z_loss >= 0 or not 0 <= label_smoothing < 1:
+        raise UserError(
+            f"config.task: z_loss must not be negative (got {z_loss}), label_smoothing must lie in [0, 1) "
+            f"(got {label_smoothing})"
+        )
     unused = model.cfg.vocab_size - len(token_bytes)
 
     def loss(weights, constants, carry, batch, step, rng):

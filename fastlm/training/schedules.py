@@ -102,9 +102,12 @@ def make(
 def in_steps(length: int | float, steps: int, where: str) -> int:
     """Returns `length` in steps: an int is one already, a float in [0, 1] is a fraction of `steps`.
 
+    A whole float above 1 is a number of steps too: configs hold 300 as 300.0 where the base has a fraction.
+
     Raises:
-      UserError: negative, or a float above 1.
+      UserError: negative, or neither whole nor a fraction.
     """
-    if length < 0 or (isinstance(length, float) and not length <= 1):
+    whole = isinstance(length, int) or (length > 1 and float(length).is_integer())
+    if not length >= 0 or not (whole or length <= 1):
         raise UserError(f"{where}: {length} is neither a whole number of steps nor a fraction of them up to 1.0")
-    return round(length * steps) if isinstance(length, float) else length
+    return int(length) if whole else round(length * steps)
