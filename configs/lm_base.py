@@ -23,7 +23,7 @@ def get_config():
         qk_norm=True,
         max_length=2048,
     )
-    config.compute.update(remat="dots_no_batch", loss_chunk=8192)
+    config.compute.update(remat="products", loss_chunk=8192)
     config.data.update(sources=(("c4/en", 1.0),), length=1024, batch_size=256)
     config.optimizer.update(name="muon", weight_decay=0.05)
     config.schedule.update(name="wsd", peak=0.01, warmup=300, decay_fraction=0.2, final=0.0)

@@ -122,7 +122,7 @@ def _without_echoes(report: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def setup() -> None:
-    """Quietens the libraries, keeps host memory, joins a multi-process run, turns on the persistent compilation cache."""
+    """Quietens the libraries, keeps host memory, joins a multi-process run, turns on the compilation cache."""
     sys.unraisablehook = _without_echoes(sys.__unraisablehook__)
     threading.excepthook = _without_echoes(threading.__excepthook__)
     if flags.FLAGS["verbosity"].using_default_value:

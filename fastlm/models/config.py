@@ -21,7 +21,7 @@ NORMS = ("layer_norm", "rms_norm")
 NORM_PLACES = ("pre", "post")
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "alibi")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-REMAT = ("none", "full", "dots", "dots_no_batch")
+REMAT = ("none", "products", "full")
 
 _KINDS_PER_LAYER = ("attention", "feed_forward")
 _SIZES_PER_LAYER = ("heads", "kv_heads", "head_dim", "feed_forward_width")
@@ -158,8 +158,8 @@ class Compute:
     Attributes:
       dtype: type of activations and of the operands of products; sums and softmax are float32.
       residual_dtype: type of the stream that blocks add to.
-      remat: what the backward pass recomputes: "none" (stores everything), "full" (stores only block
-        inputs), "dots" (stores all products), "dots_no_batch" (stores products with weights only).
+      remat: what the backward pass recomputes: "none" (stores everything), "products" (stores products with
+        weights, recomputes attention and element-wise work), "full" (stores only block inputs).
       attention_form: "auto", or one of `ops.attention.FORMS`.
       loss_chunk: tokens whose logits exist at a time.
     """

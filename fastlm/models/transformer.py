@@ -29,7 +29,7 @@ from fastlm.models.norms import Norm
 from fastlm.models.weights import normal, weight
 from fastlm.ops.attention import softcap
 from fastlm.ops.caches import Cache, KVCache
-from fastlm.ops.contract import contract, lookup
+from fastlm.ops.contract import PRODUCT, contract, lookup
 from fastlm.ops.masks import MaskSpec
 from fastlm.parallel.rules import constrain
 
@@ -114,8 +114,7 @@ class Head(nn.Module):
 
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
 

@@ -3,7 +3,7 @@
 `dot_product_attention` picks the form by platform and by what is asked:
   plain     the oracle: products batched over [B, N], softmax in float32; also decodes single tokens on CPU.
   key_major the CPU form, with the backward pass by hand: see `key_major_attention`.
-  fused     `jax.nn.dot_product_attention`, which is cuDNN flash attention on a GPU.
+  fused     `jax.nn.dot_product_attention`: cuDNN flash attention on a GPU in half precision. Not run on a GPU yet.
   splash    the Pallas splash kernel that ships with jax, on TPU, when lengths fit its blocks.
 Forms that cannot express a soft-cap, a bias or a cache fall back to `plain`, said by `choose`.
 Left out: attention dropout (modern recipes drop after the projection), and returning the
@@ -58,12 +58,15 @@ def plain(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0)
 
 
 def fused(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:
-    """`jax.nn.dot_product_attention`: cuDNN on GPU where it can, XLA elsewhere. No soft-cap."""
+    """`jax.nn.dot_product_attention`: cuDNN flash attention in half precision on a GPU, else XLA. No soft-cap."""
     del cap
+    flash = target_platform() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     needs_matrix = mask.query_segments is not None or mask.offset is not None
     visible = mask.dense(q.shape[1], k.shape[1]) if needs_matrix else None
     causal = mask.causal and visible is None
-    return jax.nn.dot_product_attention(q, k, v, bias, visible, scale=scale, is_causal=causal)
+    return jax.nn.dot_product_attention(
+        q, k, v, bias, visible, scale=scale, is_causal=causal, implementation="cudnn" if flash else "xla"
+    )
 
 
 def splash(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:
@@ -102,11 +105,16 @@ def _splash_on_one_device(q, k, v, segments, *, causal: bool, cap: float) -> Flo
 FORMS: dict[str, Callable[..., Array]] = {"plain": plain, "key_major": key_major, "fused": fused, "splash": splash}
 
 
+def splash_fits(q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias) -> bool:
+    """Whether the kernel's blocks of 128 divide lengths and head width, and nothing is asked that it lacks."""
+    blocks = q_shape[1] % 128 == 0 and k_shape[1] % 128 == 0 and q_shape[3] % 128 == 0
+    return blocks and bias is None and mask.offset is None
+
+
 def choose(platform: str, q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias, cap: float) -> str:
     """Returns the name of the fastest form that can do what is asked on `platform`."""
     if platform == "tpu":
-        blocks = q_shape[1] % 128 == 0 and k_shape[1] % 128 == 0 and q_shape[3] % 128 == 0
-        return "splash" if blocks and bias is None and mask.offset is None else "plain"
+        return "splash" if splash_fits(q_shape, k_shape, mask, bias) else "plain"
     if platform in ("gpu", "cuda", "rocm"):
         return "plain" if cap else "fused"
     return "plain" if q_shape[1] == 1 else "key_major"
@@ -126,4 +134,6 @@ def dot_product_attention(
     """Attends with the form named, or with the best one for this platform (`form="auto"`)."""
     if form == "auto":
         form = choose(target_platform(), q.shape, k.shape, mask, bias, cap)
+    if form == "splash" and not splash_fits(q.shape, k.shape, mask, bias):
+        form = "plain"  # initialisation and single tokens are shorter than a block
     return FORMS[form](q, k, v, mask, bias, scale=scale, cap=cap)

@@ -15,10 +15,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from fastlm.ops.layouts import rows_last
 from fastlm.parallel.platforms import target_platform
+
+PRODUCT = "product"
 
 
 def product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -37,7 +40,9 @@ def weight_product(x: Float[Array, "... I"], g: Float[Array, "... O"]) -> Float[
 
 
 def _forward_product(x: Array, w: Array, transpose: bool, dtype: jnp.dtype) -> Array:
-    return product(x, w.astype(x.dtype), x.ndim - 1, 1 if transpose else 0).astype(dtype)
+    y = product(x, w.astype(x.dtype), x.ndim - 1, 1 if transpose else 0).astype(dtype)
+    # Rematerialisation stores what is named, so it keeps this rounded result and not the wide sum before it.
+    return checkpoint_name(y, PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
