@@ -15,10 +15,6 @@ from absl import app, flags
 
 from fastlm.errors import UserError, exit_on_user_error
 
-WORKDIRS = flags.DEFINE_multi_string("workdir", None, "runs to draw")
-OUT = flags.DEFINE_string("out", "curve.png", "picture to write")
-METRIC = flags.DEFINE_string("metric", "bits_per_byte", "what to draw")
-
 
 def read(workdir: str | Path, name: str) -> tuple[list[int], list[float]]:
     """Returns steps and values of a metric ("train/loss") of a run.
@@ -54,14 +50,21 @@ def draw(workdirs: Sequence[str], metric: str, out: str | Path) -> None:
     figure.savefig(out)
 
 
+def define_flags() -> None:
+    """Defines the flags; not on import, because entry points define some of the same names."""
+    flags.DEFINE_multi_string("workdir", None, "runs to draw", required=True)
+    flags.DEFINE_string("out", "curve.png", "picture to write")
+    flags.DEFINE_string("metric", "bits_per_byte", "what to draw")
+
+
 def main(argv: list[str]) -> None:
     """Draws what the flags say."""
     del argv
     with exit_on_user_error():
-        draw(WORKDIRS.value, METRIC.value, OUT.value)
-        print(f"wrote {OUT.value}")
+        draw(flags.FLAGS.workdir, flags.FLAGS.metric, flags.FLAGS.out)
+        print(f"wrote {flags.FLAGS.out}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
+    define_flags()
     app.run(main)
