@@ -68,7 +68,10 @@ def _last_word() -> Iterator[None]:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS["verbosity"].using_default_value:  # absl would raise it to INFO after this
+            flags.FLAGS.verbosity = absl_logging.WARNING
+        return rest
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
 
@@ -125,9 +128,7 @@ def setup() -> None:
     """Quietens the libraries, keeps host memory, joins a multi-process run, turns on the compilation cache."""
     sys.unraisablehook = _without_echoes(sys.__unraisablehook__)
     threading.excepthook = _without_echoes(threading.__excepthook__)
-    if flags.FLAGS["verbosity"].using_default_value:
-        absl_logging.set_verbosity(absl_logging.WARNING)
-        logging.getLogger("fastlm").setLevel(logging.INFO)
+    logging.getLogger("fastlm").setLevel(min(logging.root.level, logging.INFO))
     keep_freed_memory()
     multihost.initialize()
     folder = os.environ.get("FASTLM_CACHE", str(Path.home() / ".cache" / "fastlm"))

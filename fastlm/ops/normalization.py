@@ -2,7 +2,7 @@
 
 Notable: the backward pass recomputes the normalized values from x and two numbers per row (mean,
 reciprocal deviation) instead of reading float32 copies back, and sums the gradients of scale and
-bias over one merged row axis (XLA:CPU is ten times slower over several axes). The row sums take the
+bias over one merged row axis (over several, XLA:CPU makes a slow reduce-window). The row sums take the
 scaled gradient and its product with the normalized values in one pass each.
 """
 
