@@ -27,7 +27,7 @@ def get_config():
     config.data.update(sources=(("c4/en", 1.0),), length=1024, batch_size=256)
     config.optimizer.update(name="muon", weight_decay=0.05)
     config.schedule.update(name="wsd", peak=0.01, warmup=300, decay_fraction=0.2, final=0.0)
-    config.training.update(steps=20_000, average_decay=0.0)
+    config.training.steps = 20_000
     config.evaluation.update(every=1000, batches=20, final_split="validation")
     config.checkpoint.every = 1000
     return config

@@ -12,11 +12,11 @@ from configs import lm_small
 def get_config():
     config = lm_small.get_config()
     config.tokenizer.vocab_size = 8192
-    config.model.update(layers=8, width=384, heads=6, max_length=1024)
+    config.model.update(layers=6, width=384, heads=6, max_length=1024)
     config.data.update(
         sources=(("state_of_the_union", 0.45), ("python_stdlib", 0.4), ("old_testament_en", 0.15)), length=512
     )
-    config.training.steps = 4000
+    config.training.update(steps=2800, accumulation=8)
     config.evaluation.update(every=400, overlap=256)
     config.checkpoint.every = 200
     return config

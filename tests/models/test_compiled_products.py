@@ -11,7 +11,7 @@ from fastlm.tasks import language_modeling
 
 
 def operand_types(program: str) -> list[tuple[str, ...]]:
-    """Types of the operands of every product in an optimized program; names are resolved where types are not printed."""
+    """Types of the operands of every product in an optimized program."""
     types = dict(re.findall(r"(%[\w.\-]+) = (\w+)\[", program))
     found = []
     for line in program.splitlines():
