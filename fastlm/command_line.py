@@ -129,8 +129,9 @@ def setup() -> None:
     sys.unraisablehook = _without_echoes(sys.__unraisablehook__)
     threading.excepthook = _without_echoes(threading.__excepthook__)
     logging.getLogger("fastlm").setLevel(min(logging.root.level, logging.INFO))
-    keep_freed_memory()
     multihost.initialize()
+    if jax.default_backend() == "cpu":  # elsewhere large arrays are not malloc's, and threads want arenas
+        keep_freed_memory()
     folder = os.environ.get("FASTLM_CACHE", str(Path.home() / ".cache" / "fastlm"))
     jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

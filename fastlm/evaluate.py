@@ -15,13 +15,14 @@ from fastlm.data.evaluation import evaluation_batches
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
-from fastlm.tasks import language_modeling
-from fastlm.training import evaluation, restore
+from fastlm.training import build, evaluation, restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
 SOURCE = flags.DEFINE_multi_string("source", [], "what to score instead of the training data; may be repeated")
-SPLIT = flags.DEFINE_string("split", "", "split to score; default test, or all for --source text: and jsonl:")
+SPLIT = flags.DEFINE_string(
+    "split", "", "split to score; default the final one of the config, or all for --source text: and jsonl:"
+)
 LENGTH = flags.DEFINE_integer("length", 0, "context in tokens; 0 takes that of training", lower_bound=0)
 OVERLAP = flags.DEFINE_integer(
     "overlap", -1, "context tokens repeated, unscored, per window; -1 takes the config's", lower_bound=-1
@@ -56,7 +57,7 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> dict[str, floa
     batches = evaluation_batches(
         sources,
         restored.tokenizer,
-        split=SPLIT.value or ("all" if user_files else "test"),
+        split=SPLIT.value or ("all" if user_files else settings.get("final_split") or "test"),
         length=length,
         batch_size=BATCH_SIZE.value,
         overlap=overlap,
@@ -65,7 +66,7 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> dict[str, floa
         process_count=jax.process_count(),
         data_dir=data.get("data_dir"),
     )
-    task = language_modeling.make(restored.model, restored.tokenizer.token_bytes)
+    task = build.make_task(dict(restored.about["config"].get("task", {})), restored.model, restored.tokenizer)
     return evaluation.evaluate_documents(jax.jit(task.predict), task, {"model": restored.params}, batches, mesh)
 
 

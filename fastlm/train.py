@@ -7,6 +7,7 @@ final metrics and where everything is, and writes `result.json`.
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -32,23 +33,22 @@ def main() -> None:
     result = loop.run(experiment, profile=PROFILE.value, say=lambda text: print(text, flush=True))
     if result.status != "finished":
         return
-    texts = generate_samples(experiment, result.state)
+    texts = generate_samples(experiment, result.weights["model"])
     if multihost.is_primary():
         _report(experiment, result, texts, time.perf_counter() - started)
 
 
-def generate_samples(experiment: build.Experiment, state: object) -> list[str]:
+def generate_samples(experiment: build.Experiment, params: Any) -> list[str]:
     """Continues each prompt of `config.sample` with the trained weights."""
     settings, prompts = experiment.sample, experiment.sample.prompts
     if not prompts:
         return []
-    params = state.average if jax.tree.leaves(state.average) else state.params
     tokenizer = experiment.tokenizer
     ids = [sample.prompt_ids(tokenizer, prompt) for prompt in prompts]
     room = experiment.model.cfg.max_length - max(map(len, ids))
     chunks = sample.generate(
         experiment.model,
-        params["model"],
+        params,
         ids,
         max_tokens=min(settings.tokens, room),
         how=settings.how,
@@ -83,7 +83,10 @@ def _report(experiment: build.Experiment, result: loop.Result, texts: list[str],
     if scores:
         print(f"\n{experiment.evaluation.final_split or experiment.evaluation.split}: {scores}{documents}")
     print(f"saved in {experiment.workdir}: checkpoints/, metrics.jsonl, tensorboard/, config.json, result.json")
-    print(f"next: python -m fastlm.generate --workdir {experiment.workdir} --prompt 'Fellow citizens'", flush=True)
+    print(
+        f"next: launch/local.sh -m fastlm.generate --workdir {experiment.workdir} --prompt 'Fellow citizens'",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The one sweep command: every combination of grid values, over seeds, into one table of results.
 
-    launch/local.sh launch/sweep.py --config configs/lm_tiny.py --grid optimizer.learning_rate=1e-3,3e-4 \\
+    launch/local.sh launch/sweep.py --config configs/lm_tiny.py --grid schedule.peak=1e-3,3e-4 \\
         --grid model.layers=4,8 --seeds 3 --out runs/sweep1 [--jobs 2] [-- --config.training.steps=500]
 
 Runs happen here (`--where local`), as a Slurm array (`--where slurm`, with `--options="--partition gpu"` and the like

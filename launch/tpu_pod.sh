@@ -15,7 +15,7 @@
 #   --dry-run    print the commands, one per line, and run none (as for a pod that does not exist yet)
 #
 # Notable: `run` leaves a run alone that is still going, so a lost connection costs nothing: run and follow again.
-# --workdir must be a gs:// path or a shared disk, since all workers write one checkpoint. Left out: several slices.
+# --workdir must be a folder they share (a mounted bucket or disk), since all workers write one checkpoint. Left out: several slices.
 # `run` sets FASTLM_MULTIHOST=1, which tells the program that its workers are to be joined by jax.distributed.
 set -euo pipefail
 

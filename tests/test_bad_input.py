@@ -329,18 +329,18 @@ def largest(folder):
 
 
 def damage_params(newest):
-    for file in (newest / "params").rglob("*"):
+    for file in (newest / "model").rglob("*"):
         if file.is_file():
             file.write_bytes(b"\0" * 10)
 
 
 def truncate_params(newest):
-    file = largest(newest / "params")
+    file = largest(newest / "model")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def remove_params(newest):
-    shutil.rmtree(newest / "params")
+    shutil.rmtree(newest / "model")
 
 
 def damage_about(newest):

@@ -117,7 +117,7 @@ def steps(workdir):
 def arrays(workdir, step):
     """All arrays of a checkpoint, by path."""
     found = {}
-    for item in ("params", "average", "training"):
+    for item in ("model", "average", "training"):
         tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
         found |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in flatten(tree)}
     return found

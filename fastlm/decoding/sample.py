@@ -21,6 +21,7 @@ from fastlm.data.tokenizers import StreamDecoder, Tokenizer
 from fastlm.errors import UserError
 from fastlm.models import Model
 from fastlm.ops.caches import Cache
+from fastlm.parallel.rules import constrain
 
 NEGATIVE = -1e30
 
@@ -95,7 +96,7 @@ def _decode(model: Model, params: Any, steps: int, how: Sampling, cache: Cache, 
         return (aux["cache"], model.head(params, hidden[:, 0])), token
 
     (cache, logits), tokens = jax.lax.scan(body, (cache, logits), jnp.arange(steps))
-    return cache, logits, tokens.T
+    return cache, logits, constrain(tokens.T, (None, None))  # whole on every process, which all read it
 
 
 def generate(

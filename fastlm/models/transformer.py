@@ -58,11 +58,10 @@ class Embedding(nn.Module):
         """Embeds tokens."""
         cfg, dtype = self.cfg, self.compute.jnp_residual_dtype
         table = weight(self, "table", (cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_scale))
-        # Gathering from a table cut on both axes would rematerialise it whole on every device.
-        x = lookup(constrain(table, ("vocab", None)), tokens, dtype)
+        x = lookup(table, tokens, dtype, axes=("vocab", None))
         if cfg.positions == "learned":
             rows = weight(self, "positions", (cfg.max_length, cfg.width), ("position", "embed"), normal(cfg.init_scale))
-            x = x + lookup(constrain(rows, (None, None)), positions, dtype)
+            x = x + lookup(rows, positions, dtype, axes=(None, None))
         if cfg.positions == "sinusoidal":
             x = x + position_encodings.sinusoidal(positions, cfg.width).astype(dtype)
         return x
@@ -138,7 +137,7 @@ class Model:
         if self.cfg.vocab_size < 1:
             raise UserError("config.model.vocab_size: 0 is filled in from the tokenizer; without one, give it")
         for i in range(self.cfg.layers):
-            attention_kinds.kind(self.cfg.layer(i).attention)
+            attention_kinds.require(self.cfg.layer(i).attention, "causal")
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -202,8 +201,17 @@ class Model:
 
         Returns:
           (hidden, aux); `aux["cache"]` is the advanced cache if one was given.
+
+        Raises:
+          UserError: a capture that does not exist, or packed rows for a kind that cannot keep them apart.
+          ValueError: both segments and a cache.
         """
         capture = self._captures(capture)
+        if segment_ids is not None:
+            if cache is not None:
+                raise ValueError("packed documents cannot be decoded: give segment_ids or a cache, not both")
+            for i in range(self.cfg.layers):
+                attention_kinds.require(self.cfg.layer(i).attention, "packed")
         batch, length = tokens.shape
         start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.length
         if positions is None:
@@ -213,7 +221,7 @@ class Model:
         x = dropout(x, self.cfg.dropout, None if rng is None else jax.random.fold_in(rng, self.cfg.layers))
         x, layer_caches, aux = self._stack(params, x, positions, mask, cache, rng, capture)
         if cache is not None:
-            aux["cache"] = Cache(cache.length + length, layer_caches)
+            aux["cache"] = Cache(cache.length + length, layer_caches, cache.slots)
         return self.final_norm(params, x), aux
 
     def apply(self, params: Params, tokens: Int[Array, "B T"], **options: Any) -> tuple[Float[Array, "B T V"], dict]:
@@ -226,13 +234,14 @@ class Model:
         layers = {}
         for i in range(self.cfg.layers):
             layer = self.cfg.layer(i)
-            layers[str(i)] = KVCache.empty(batch, slots, layer.kv_heads, layer.head_dim, self.compute.jnp_dtype)
-        return Cache(jnp.zeros((batch,), jnp.int32), layers)
+            module = attention_kinds.require(layer.attention, "decode").module
+            layers[str(i)] = module.empty_cache(layer, batch, slots, self.compute.jnp_dtype)
+        return Cache(jnp.zeros((batch,), jnp.int32), layers, slots)
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _stack(self, params, x, positions, mask, cache, rng, capture):
-        slots = x.shape[1] if cache is None else cache.layers["0"].k.shape[1]
+        slots = x.shape[1] if cache is None else cache.slots
         bias = functools.lru_cache(lambda heads: self._bias(positions, slots, cache, heads))
         captured: dict[str, list] = {name: [] for name in capture}
         layer_caches = {}

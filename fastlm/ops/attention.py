@@ -136,4 +136,6 @@ def dot_product_attention(
         form = choose(target_platform(), q.shape, k.shape, mask, bias, cap)
     if form == "splash" and not splash_fits(q.shape, k.shape, mask, bias):
         form = "plain"  # initialisation and single tokens are shorter than a block
+    if form == "fused" and cap:
+        form = "plain"
     return FORMS[form](q, k, v, mask, bias, scale=scale, cap=cap)

@@ -5,6 +5,8 @@ right-padded, written at slot 0, and the length set to each prompt's own; paddin
 hidden by the causal mask and overwritten by the tokens that follow.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,8 @@ class KVCache:
 
 @flax.struct.dataclass
 class Cache:
-    """Everything a stack remembers: tokens seen per row [B], and each layer's own memory."""
+    """Everything a stack remembers: tokens seen per row [B], each layer's own memory, and room in tokens."""
 
     length: Int[Array, "B"]
-    layers: dict[str, KVCache]
+    layers: dict[str, Any]
+    slots: int = flax.struct.field(pytree_node=False, default=0)

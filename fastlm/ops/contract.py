@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from fastlm.ops.layouts import rows_last
 from fastlm.parallel.platforms import target_platform
+from fastlm.parallel.rules import Axes, constrain
 
 PRODUCT = "product"
 
@@ -101,9 +102,16 @@ def _add_bias_backward(bias: Array, g: Array) -> tuple[Array, Array]:
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
-def lookup(w: Array, ids: Int[Array, "..."], dtype: jnp.dtype = jnp.float32) -> Float[Array, "... D"]:
-    """Returns the rows `ids` of the table `w` [V, D] in the compute type."""
-    return jnp.take(w, ids, axis=0, mode="clip").astype(dtype)
+def lookup(
+    w: Array, ids: Int[Array, "..."], dtype: jnp.dtype = jnp.float32, axes: Axes = (None, None)
+) -> Float[Array, "... D"]:
+    """Returns the rows `ids` of the table `w` [V, D] in the compute type.
+
+    Args:
+      axes: logical axes by which the table stays cut for the gather; one cut on both of its axes would
+        be rematerialised whole on every device.
+    """
+    return jnp.take(constrain(w, axes), ids, axis=0, mode="clip").astype(dtype)
 
 
 def dense(w: Array) -> Array:

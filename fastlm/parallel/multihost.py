@@ -35,7 +35,7 @@ def initialize() -> None:
                 f"(how many processes, and which one this is): {error}"
             ) from None
         _join(coordinator, count, index)
-    elif os.environ.get("SLURM_NTASKS", "1") != "1" or os.environ.get("FASTLM_MULTIHOST") == "1":
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or os.environ.get("FASTLM_MULTIHOST") == "1":
         _join()
 
 

@@ -179,8 +179,8 @@ class Experiment:
     train_batches: Callable[[], pipeline.BatchIterator]
     eval_batches: Callable[[str, int], Iterator[dict]]
 
-    def create_state(self) -> states.State:
-        """Returns the state before the first step (run it under `jit`)."""
+    def create_state(self, model_params: Any = None) -> states.State:
+        """Returns the state before the first step (run it under `jit`), from given weights if there are any."""
         return states.create(
             self.task,
             self.model,
@@ -189,6 +189,7 @@ class Experiment:
             rows=self.data.batch_size,
             average=self.training.average_decay > 0,
             loss_scale=loss_scale_for(self.model.compute.dtype),
+            model_params=model_params,
         )
 
 
@@ -217,6 +218,10 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     Raises:
       UserError: whatever in it cannot work, naming section and key.
     """
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is no folder; mount the bucket and give its path, shared by all processes"
+        )
     for key in config:
         if key not in SECTIONS:
             raise UserError(
@@ -237,7 +242,9 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     mesh = meshes.make(**_checked_ints("mesh", section("mesh")))
 
     data = configuration.make(Data, "data", section("data"))
-    _check_batch(data.batch_size, training.accumulation, mesh)
+    _check_batch("data.batch_size", data.batch_size, training.accumulation, mesh)
+    if evaluation.batch_size:
+        _check_batch("evaluation.batch_size", evaluation.batch_size, 1, mesh)
     with _naming("tokenizer"):
         tokenizer = make_tokenizer(section("tokenizer"), data)
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
@@ -341,7 +348,7 @@ def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, co
             sampling.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, context)
 
 
-def _check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+def _check_batch(name: str, batch_size: int, accumulation: int, mesh: Mesh) -> None:
     cut, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
     if cut % processes:  # each process reads rows of its own
         raise UserError(f"config.mesh: data x fsdp = {cut} is no multiple of the {processes} processes; enlarge one")
@@ -349,6 +356,6 @@ def _check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         raise UserError(f"config.training.accumulation: {accumulation} does not divide the batch of {batch_size} rows")
     if (batch_size // accumulation) % cut:
         raise UserError(
-            f"config.data.batch_size: {batch_size} rows / {accumulation} microbatches are not divided by the "
+            f"config.{name}: {batch_size} rows / {accumulation} microbatches are not divided by the "
             f"{cut} devices of mesh axes data x fsdp; change one of them"
         )

@@ -1,9 +1,9 @@
 """Checkpoints: saved in the background, whole or not at all, and readable without the config that made them.
 
 A checkpoint is `<workdir>/checkpoints/<step>/` with the items
-  params     what was trained; `models.abstract` of the saved ModelConfig is its restore target
-  average    the averaged parameters, when the run keeps them
-  training   the rest of the state
+  model      the model's parameters; `models.abstract` of the saved ModelConfig is their restore target
+  average    their moving average, when the run keeps one
+  training   the rest of the state, and what wrappers train beside the model
   about      JSON: model, tokenizer, data position, config, versions
 Notable: Orbax writes aside and renames, so a killed run leaves the previous checkpoints whole. The
 last `keep` and the best by the evaluation loss stay. Every failure to read or write becomes one
@@ -102,12 +102,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {
-            "params": ocp.args.StandardSave(state.params),
-            "training": ocp.args.StandardSave(state.replace(params=(), average=())),
+            **{name: ocp.args.StandardSave(part) for name, part in _parts(state).items()},
             "about": ocp.args.JsonSave(about),
         }
-        if jax.tree.leaves(state.average):
-            items["average"] = ocp.args.StandardSave(state.average)
         with self._reporting("write", step):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
@@ -134,15 +131,14 @@ class Checkpoints:
         Raises:
           UserError: damaged, or of another shape than `target`.
         """
-        parts = {"params": target.params, "training": target.replace(params=(), average=())}
-        if jax.tree.leaves(target.average):
-            parts["average"] = target.average
-        found = self._restore(step, parts)
-        return found["training"].replace(params=found["params"], average=found.get("average", ()))
+        found = self._restore(step, _parts(target))
+        rest = found["training"]
+        average = () if "average" not in found else {**rest.average, "model": found["average"]}
+        return rest.replace(params={**rest.params, "model": found["model"]}, average=average)
 
-    def restore_params(self, step: int, target: Any, *, average: bool = False) -> Any:
-        """Returns the trained parameters at `step`, or their average."""
-        name = "average" if average else "params"
+    def restore_model(self, step: int, target: Any, *, average: bool = False) -> Any:
+        """Returns the model's parameters at `step`, or their average, without what was trained beside them."""
+        name = "average" if average else "model"
         if average and not (self.folder / str(step) / name).is_dir():
             raise UserError(f"{self.folder / str(step)}: the run kept no averaged weights; drop --average")
         return self._restore(step, {name: target})[name]
@@ -203,6 +199,15 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+
+def _parts(state: State) -> dict[str, Any]:
+    """Cuts a state into the items of a checkpoint, so that the model can be read alone."""
+    beside = lambda params: {name: tree for name, tree in params.items() if name != "model"}
+    averages = bool(jax.tree.leaves(state.average))
+    rest = state.replace(params=beside(state.params), average=beside(state.average) if averages else ())
+    parts = {"model": state.params["model"], "training": rest}
+    return parts | ({"average": state.average["model"]} if averages else {})
 
 
 def _advice(verb: str, others: list[int]) -> str:

@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,7 +35,7 @@ from fastlm.training.step import make_eval_step, make_train_step
 STRUCTURE: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("optimizer", "name", lambda name: name),
     ("optimizer", "groups", lambda groups: groups),
-    ("optimizer", "clip", lambda clip: clip),
+    ("optimizer", "muon_paths", lambda paths: paths),
     ("training", "average_decay", bool),
     ("compute", "dtype", lambda dtype: dtype == "float16"),
 )
@@ -50,12 +50,14 @@ class Result:
       step: optimizer steps done.
       metrics: of the final evaluation, or the last one.
       state: the state on the device.
+      weights: what evaluation sees: averaged where the run averages, viewed through the compression.
     """
 
     status: str
     step: int
     metrics: dict[str, float]
     state: states.State
+    weights: Any
 
 
 class StopRequest:
@@ -77,7 +79,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:  # asked twice: the person means it
+        if self._asked and number == signal.SIGINT:  # Ctrl-C twice: the person means it
             raise KeyboardInterrupt
         self._asked = True
 
@@ -100,7 +102,7 @@ class Run:
         self.batches = experiment.train_batches()  # before any folder is made: this may fail
         self.checkpoints = checkpoint_files.Checkpoints(experiment.workdir, keep=experiment.checkpoint.keep)
         self.last_metrics: dict[str, float] = {}
-        self.last_save = -1
+        self.best = float("inf")  # lowest evaluation loss that was saved
         experiment_abstract = jax.eval_shape(experiment.create_state)
         self.placement = states.shardings(experiment_abstract, experiment.task, experiment.mesh)
         self.state = (
@@ -133,7 +135,7 @@ class Run:
         place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
         state = self.checkpoints.restore(steps[-1], jax.tree.map(place, shapes, self.placement))
         self.batches.set_state(about["data"])
-        self.last_metrics, self.last_save = about["metrics"], steps[-1]
+        self.last_metrics, self.best = about["metrics"], about.get("best", float("inf"))
         self.say(f"resuming {self.experiment.workdir} at step {steps[-1]}")
         return state
 
@@ -142,15 +144,28 @@ class Run:
         about = describe(self.experiment) | {
             "data": multihost.gather_json(self.batches.get_state()),
             "metrics": self.last_metrics,
+            "best": self.best,
         }
         self.checkpoints.save(self.step, self.state, about, metrics)
-        self.last_save = self.step
+
+    def is_best(self, evaluated: dict[str, float] | None) -> bool:
+        """Whether an evaluation is the best so far, and if so remembers it."""
+        better = evaluated is not None and evaluated.get(checkpoint_files.BEST_METRIC, float("inf")) < self.best
+        if better:
+            self.best = evaluated[checkpoint_files.BEST_METRIC]
+        return better
 
     # --- evaluating ------------------------------------------------------------------------------
 
     def params(self) -> Any:
         """The parameters to evaluate: the averaged ones where the run keeps them."""
         return self.state.average if jax.tree.leaves(self.state.average) else self.state.params
+
+    def weights(self) -> Any:
+        """The weights that the forward pass sees in evaluation."""
+        task = self.experiment.task
+        view = jax.jit(lambda p, c, s, step: task.compression.view(p, c, s, step, None))
+        return view(self.params(), task.constants, self.state.compression, self.state.step)
 
     def evaluate(self, split: str, limit: int) -> dict[str, float]:
         """Scores a split (its first `limit` batches; 0 for all)."""
@@ -163,9 +178,7 @@ class Run:
     def evaluate_documents(self, split: str) -> dict[str, float]:
         """Scores a whole split, with the standard error over its documents."""
         e = self.experiment
-        view = jax.jit(lambda p, c, s, step: e.task.compression.view(p, c, s, step, None))
-        weights = view(self.params(), e.task.constants, self.state.compression, self.state.step)
-        return evaluation.evaluate_documents(self.predict, e.task, weights, e.eval_batches(split, 0), e.mesh)
+        return evaluation.evaluate_documents(self.predict, e.task, self.weights(), e.eval_batches(split, 0), e.mesh)
 
 
 def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], None] = print) -> Result:
@@ -174,9 +187,14 @@ def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], N
     Raises:
       UserError: the data, the disk or the numbers gave out; the message says what is safe.
     """
+    # Before the mesh is in force: the peak is that of one device, and each process measures its own.
+    matmul_peak = peak.job_peak(experiment.model.compute.dtype)
     jax.set_mesh(experiment.mesh)
     current = Run(experiment, profile=profile, say=say)
+    done_before = current.step == experiment.training.steps
     _write_description(experiment)
+    if multihost.is_primary() and not done_before:
+        (experiment.workdir / "result.json").unlink(missing_ok=True)  # of a shorter run that this one extends
     writer = metrics.make(
         experiment.workdir,
         tensorboard=experiment.logging.tensorboard,
@@ -186,10 +204,10 @@ def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], N
     )
     try:
         with StopRequest() as stop:
-            status = _train(current, writer, stop)
+            status = _train(current, writer, stop, matmul_peak)
             current.checkpoints.wait()  # what comes now may take long, and may be killed
         if status == "finished":
-            _finish(current, writer)
+            _finish(current, None if done_before else writer)
         current.checkpoints.close()
     except UserError:
         with contextlib.suppress(UserError):  # a save under way may still succeed
@@ -198,13 +216,13 @@ def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], N
     finally:
         current.batches.close()
         writer.close()
-    return Result(status, current.step, current.last_metrics, current.state)
+    return Result(status, current.step, current.last_metrics, current.state, current.weights())
 
 
-def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest) -> str:
+def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest, matmul_peak: float) -> str:
     """Steps until the end or until asked to stop; returns the status."""
     e = current.experiment
-    meter = Meter(e)
+    meter = Meter(e, matmul_peak)
     first = current.step
     with progress.Progress(e.training.steps, start=first) as bar:
         while current.step < e.training.steps:
@@ -227,14 +245,14 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest) -> st
                 _check_finite(current, logged)
             evaluated = None
             if e.evaluation.split and (last or (e.evaluation.every and current.step % e.evaluation.every == 0)):
-                evaluated = current.evaluate(e.evaluation.split, e.evaluation.batches)
+                with meter.paused():
+                    evaluated = current.evaluate(e.evaluation.split, e.evaluation.batches)
                 current.last_metrics = evaluated
                 writer.write(current.step, evaluated, prefix=e.evaluation.split)
                 bar.message(_line(current.step, e.evaluation.split, evaluated))
                 bar.update(current.step, {f"{e.evaluation.split}_{k}": v for k, v in evaluated.items()})
-                meter.restart()
             stopping = stop.now(current.step)
-            if last or stopping or current.step % e.checkpoint.every == 0:
+            if current.is_best(evaluated) or last or stopping or current.step % e.checkpoint.every == 0:
                 current.save(evaluated)
             if stopping and not last:
                 current.checkpoints.wait()
@@ -243,11 +261,13 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest) -> st
     return "finished"
 
 
-def _finish(current: Run, writer: metrics.MetricsWriter) -> None:
+def _finish(current: Run, writer: metrics.MetricsWriter | None) -> None:
+    """Scores the final split; without a writer (the run was finished before) nothing is logged twice."""
     split = current.experiment.evaluation.final_split
     if split:
         final = current.evaluate_documents(split)
-        writer.write(current.step, final, prefix=split)
+        if writer is not None:
+            writer.write(current.step, final, prefix=split)
         current.say(_line(current.step, split, final))
         current.last_metrics = final
 
@@ -273,19 +293,25 @@ def _line(step: int, split: str, values: dict[str, float]) -> str:
 class Meter:
     """Collects step values on the device; reads them once per log interval."""
 
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, matmul_peak: float):
+        self.experiment, self.peak = experiment, matmul_peak
         self.tokens_per_step = experiment.data.batch_size * experiment.data.length
         self.flops_per_token = flops.TRAINING_PER_FORWARD * flops.model_flops_per_token(
             experiment.model.cfg, experiment.data.length
         )
-        self.peak = peak.job_peak(experiment.model.compute.dtype)
-        self.restart()
+        self._restart()
 
-    def restart(self) -> None:
-        """Starts a new interval, so that time spent elsewhere does not count."""
+    def _restart(self) -> None:
         self.pending: list[dict[str, Any]] = []
         self.since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time spent inside out of the interval."""
+        jax.block_until_ready(self.pending)
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def add(self, values: dict[str, Any]) -> None:
         """Takes the values of one step, without waiting for them."""
@@ -304,12 +330,13 @@ class Meter:
         logged |= {name: float(v) for name, v in values[-1].items() if not name.startswith("sums/")}
         speed = self.tokens_per_step / seconds
         logged |= {
-            "learning_rate": float(self.experiment.schedule(step - 1)),
+            # A skipped step does not advance the optimizer, nor its schedule.
+            "learning_rate": float(self.experiment.schedule(max(step - 1 - int(logged["skipped"]), 0))),
             "tokens_per_second": speed,
             "step_seconds": seconds,
             "utilisation": peak.utilisation(speed * self.flops_per_token, self.peak),
         }
-        self.restart()
+        self._restart()
         return logged
 
 

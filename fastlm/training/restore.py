@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from fastlm import configuration
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, Model, ModelConfig, abstract
@@ -56,14 +57,16 @@ def restore(
     try:
         cfg = ModelConfig.from_json(json.dumps(about["model"]))
         tokenizer = tokenizers.from_json(about["tokenizer"])
-        dtype = dtype or about["config"].get("compute", {}).get("dtype", "float32")
+        compute = configuration.make(Compute, "compute", about["config"].get("compute", {}))
     except UserError as error:
         raise UserError(f"checkpoint {files.folder / str(step)}: {error}") from None
     shapes, axes = abstract(cfg)
     placement = rules.shardings(shapes, axes, mesh)
     place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
-    target = {"model": jax.tree.map(place, shapes, placement)}
+    target = jax.tree.map(place, shapes, placement)
     if average is None:
         average = (files.folder / str(step) / "average").is_dir()
-    params = files.restore_params(step, target, average=average)["model"]
-    return Restored(Model(cfg, Compute(dtype=dtype)), params, tokenizer, about, step)
+    params = files.restore_model(step, target, average=average)
+    if dtype is not None:
+        compute = dataclasses.replace(compute, dtype=dtype)
+    return Restored(Model(cfg, compute), params, tokenizer, about, step)

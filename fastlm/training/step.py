@@ -55,7 +55,7 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         params, compression_state = compression.update(params, state.compression, grads, aux, step, update_key)
-        new = (params, optimizer_state, compression_state, carry, _average(state.average, params, average_decay))
+        new = (params, optimizer_state, compression_state, carry, _average(state.average, params, average_decay, step))
         old = (state.params, state.optimizer, state.compression, state.carry, state.average)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         bad = (~finite).astype(jnp.int32)
@@ -103,7 +103,9 @@ def _accumulate(loss: Callable, params: Any, carry: Any, batch: Batch, key: Arra
     return grads, count, jax.tree.map(join, carry), aux
 
 
-def _average(average: Any, params: Any, decay: float) -> Any:
+def _average(average: Any, params: Any, decay: float, step: Array) -> Any:
     if not decay:
         return average
+    # Early on the average is short, or it would be made of initial weights for as long as it is wide.
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), average, params)

@@ -61,8 +61,6 @@ def test_offset_places_queries_in_a_cache(form):
 @pytest.mark.parametrize("form", [name for name in attention.FORMS if name not in ("plain", "splash")])
 @pytest.mark.parametrize("kind", ["causal", "full", "packed", "bias", "shared_bias", "capped", "odd"])
 def test_forms_equal_plain_with_gradients(form, kind):
-    if form == "fused" and kind == "capped":
-        return  # `choose` never asks it for a soft-cap: see test_choice_by_platform
     q, k, v = make_qkv(queries=5, keys=5, head_dim=7) if kind == "odd" else make_qkv()
     mask = {
         "causal": MaskSpec(),

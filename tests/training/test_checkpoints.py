@@ -51,10 +51,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     found = again.restore(1, target())
     jax.tree.map(np.testing.assert_array_equal, found, state(1.0))
     assert again.about(1) == ABOUT
-    one = again.restore_params(1, target().params)
-    np.testing.assert_array_equal(one["model"]["w"], np.ones((4, 3)))
-    half = again.restore_params(1, target().params, average=True)
-    np.testing.assert_array_equal(half["model"]["w"], np.full((4, 3), 0.5))
+    one = again.restore_model(1, target().params["model"])
+    np.testing.assert_array_equal(one["w"], np.ones((4, 3)))
+    half = again.restore_model(1, target().params["model"], average=True)
+    np.testing.assert_array_equal(half["w"], np.full((4, 3), 0.5))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_run_without_an_average(tmp_path):
     files.wait()
     assert files.restore(1, target(average=False)).average == ()
     with pytest.raises(UserError, match="kept no averaged weights"):
-        files.restore_params(1, target().params, average=True)
+        files.restore_model(1, target().params["model"], average=True)
 
 
 def test_a_half_written_checkpoint_does_not_count_and_is_cleared_by_the_run_only(tmp_path):
     saved(tmp_path, [1.0]).close()
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
-    (half / "params").mkdir(parents=True)
+    (half / "model").mkdir(parents=True)
     reader = Checkpoints(tmp_path, read_only=True)
     assert reader.steps() == [1]
     assert half.is_dir(), "the run that writes it may be alive"
@@ -139,9 +139,9 @@ def test_a_description_of_another_program_is_refused(tmp_path, key):
 
 def test_a_model_of_another_shape_is_refused_and_the_others_are_named(tmp_path):
     files = saved(tmp_path, [1.0, 2.0])
-    wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, 3), x.dtype, sharding=x.sharding), target().params)
+    wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, 3), x.dtype, sharding=x.sharding), target().params["model"])
     with pytest.raises(UserError, match=r"checkpoints/2: could not read it .*; intact there: \[1\]") as caught:
-        files.restore_params(2, wrong)
+        files.restore_model(2, wrong)
     assert "\n" not in str(caught.value)
 
 

@@ -133,14 +133,14 @@ def test_a_workdir_of_another_run_is_refused(train, change, message):
 def test_a_damaged_checkpoint_is_named_and_the_others_survive(train, tmp_path):
     train()
     folder = tmp_path / "run" / "checkpoints"
-    newest = folder / "12" / "params"
+    newest = folder / "12" / "model"
     for file in newest.rglob("*"):
         if file.is_file():
             file.write_bytes(b"\0" * 10)
     with pytest.raises(UserError, match=r"checkpoint .*/12: could not read it .*intact there: \[8\]") as caught:
         train()
     assert "\n" not in str(caught.value)
-    assert (folder / "8" / "params").is_dir()
+    assert (folder / "8" / "model").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks import language_modeling
+from fastlm.tasks.task import Compression
 from fastlm.training import precision, state
 from fastlm.training.evaluation import to_device
 from fastlm.training.step import make_eval_step, make_train_step
@@ -147,18 +148,50 @@ def test_average_follows_the_parameters():
     step, make_state, task = make(average=0.5)
     start = make_state()
     one, _ = run(step, start, task, steps=1)
-    expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, start.params, one.params)
+    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.params, one.params)  # 1/10 at step 0
     assert_close(one.average, expected, 1e-6)
+    late = dataclasses.replace(one, step=jnp.asarray(100))
+    two, _ = run(step, late, task, steps=1, seed=1)
+    assert_close(two.average, jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, one.average, two.params), 1e-6)
+
+
+def primitives(jaxpr):
+    """Names of all primitives in order, those of inner programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        found.append(str(equation.primitive))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            found += primitives(value) if hasattr(value, "eqns") else []
+    return found
+
+
+def test_a_neutral_compression_agrees_over_twenty_steps():
+    """A view and a penalty that are there but change nothing: the same numbers within 1e-6."""
+    step, make_state, task = make(optimizer=optax.sgd(0.1))
+    neutral = Compression(
+        init=lambda params: {"calls": jnp.zeros(())},
+        view=lambda params, constants, state, step, rng: jax.tree.map(lambda p: p * 1.0, params),
+        penalty=lambda params, state, step: (0.0 * optax.tree.norm(params), {"penalty": jnp.zeros(())}),
+        update=lambda params, state, grads, aux, step, rng: (params, {"calls": state["calls"] + 1}),
+    )
+    with_part = dataclasses.replace(task, compression=neutral)
+    state_with = make_state().replace(compression={"calls": jnp.zeros(())})
+    plain, _ = run(step, make_state(), task, steps=20)
+    wrapped, metrics = run(make_train_step(with_part, optax.sgd(0.1)), state_with, with_part, steps=20)
+    assert_close(plain.params, wrapped.params, 1e-6)
+    assert float(wrapped.compression["calls"]) == 20
+    assert "penalty" in metrics
 
 
 def test_parts_that_are_off_leave_the_identical_program():
     step, make_state, task = make()
     plain = jax.make_jaxpr(step)(make_state(), task.constants, batch())
-    zeros = language_modeling.make(Model(CFG, Compute()), BYTES, z_loss=0.0, label_smoothing=0.0)
-    same = make_train_step(zeros, optax.adamw(1e-2), accumulation=1, average_decay=0.0)
-    off = jax.make_jaxpr(same)(make_state(), task.constants, batch())
-    strip = lambda jaxpr: [str(e.primitive) for e in jaxpr.eqns]
-    assert strip(plain) == strip(off)
+    bare = dataclasses.replace(task, compression=Compression())
+    off = jax.make_jaxpr(make_train_step(bare, optax.adamw(1e-2)))(make_state(), task.constants, batch())
+    assert primitives(plain.jaxpr) == primitives(off.jaxpr)
+    smoothed = language_modeling.make(Model(CFG, Compute()), BYTES, label_smoothing=0.1)
+    on = jax.make_jaxpr(make_train_step(smoothed, optax.adamw(1e-2)))(make_state(), task.constants, batch())
+    assert primitives(plain.jaxpr) != primitives(on.jaxpr)
     averaged_step, averaged_state, _ = make(average=0.5)
     averaged = jax.make_jaxpr(averaged_step)(averaged_state(), task.constants, batch())
     assert len(averaged.eqns) > len(plain.eqns)

@@ -18,6 +18,7 @@ class Kind:
     """An attention kind and what it can do.
 
     Attributes:
+      module: also has `empty_cache(layer_config, batch, slots, dtype)` if it decodes.
       causal: a token may be kept from seeing later ones.
       packed: documents in one row may be kept apart.
       cross: queries and keys may come from different sequences.
@@ -36,6 +37,19 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "full": Kind(FullAttention, causal=True, packed=True, cross=True, decode=True, fused_softmax=True),
 }
+
+
+def require(name: str, *needs: str) -> Kind:
+    """Returns the entry of `KINDS` if it can do all of `needs` (names of `Kind`'s flags).
+
+    Raises:
+      UserError: no such kind, or it cannot do one of them.
+    """
+    found = kind(name)
+    for need in needs:
+        if not getattr(found, need):
+            raise UserError(f"config.model.attention: kind '{name}' cannot do '{need}'; choose another kind")
+    return found
 
 
 def kind(name: str) -> Kind:

@@ -29,6 +29,11 @@ class FullAttention(nn.Module):
     compute: Compute
     capture: frozenset[str] = frozenset()
 
+    @staticmethod
+    def empty_cache(cfg: LayerConfig, batch: int, slots: int, dtype: Any) -> KVCache:
+        """Returns what one layer remembers before the first token."""
+        return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
+
     @nn.compact
     def __call__(
         self,
