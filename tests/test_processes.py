@@ -287,7 +287,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(start, tmp_path)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own of 2 MB; where mounting is not allowed, files that cannot grow."""
+    """A file system of its own of 2 MB; skips where mounting is not allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)

@@ -24,7 +24,7 @@ class BatchIterator:
     def __init__(self, shards: Mapping[int, grain.IterDataset], identity: dict[str, Any], prefetch: int) -> None:
         """Joins the batches of this process's shards; `training_batches` makes them."""
         # Through JSON, as checkpoints go: tuples become lists before they are compared.
-        self._identity = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(identity))
         ahead = grain.experimental.ThreadPrefetchIterDataset(_JoinedShards(shards), prefetch_buffer_size=prefetch)
         # In a list, so that the end of the interpreter can let go of it before its modules are torn down.
         self._open = [iter(ahead)]
@@ -42,7 +42,7 @@ class BatchIterator:
         The dicts of all processes together (their keys differ) restore on any number of processes.
         """
         positions = self._batches.get_state()
-        return {shard: {"identity": self._identity, "position": position} for shard, position in positions.items()}
+        return {shard: {"identity": self.identity, "position": position} for shard, position in positions.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a state of `get_state`: the next batch is the one that followed it.
@@ -72,7 +72,7 @@ class BatchIterator:
         return self._open[0]
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
-        for name, value in self._identity.items():
+        for name, value in self.identity.items():
             if saved.get(name) != value:
                 raise UserError(
                     f"the saved data position is of other data: {name} was {saved.get(name)}, now it is {value}; "

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastlm.data.directory import create_once
 from fastlm.data.documents import SPLITS, Documents, check_split, digest
-from fastlm.data.text_files import OPENERS, decode_utf8, files_digest, hashed_split, matching_files
+from fastlm.data.text_files import OPENERS, decode_utf8, decompressing, files_digest, hashed_split, matching_files
 from fastlm.errors import UserError, nearest
 
 _CHUNK = 1 << 24
@@ -101,7 +101,7 @@ def _unpacked(path: Path, data_dir: Path) -> Path:
     key = digest(str(path.resolve()), f"{stat.st_size} {stat.st_mtime_ns}")
 
     def write(aside: Path) -> None:
-        with opener(path, "rb") as packed, aside.open("wb") as plain:
+        with decompressing(path), opener(path, "rb") as packed, aside.open("wb") as plain:
             shutil.copyfileobj(packed, plain)
 
     return create_once(data_dir / "unpacked" / key, write)

@@ -7,11 +7,13 @@ empty, so each file is cut instead: the first 90% for train, then 5% and 5%, at 
 """
 
 import bz2
+import contextlib
 import glob
 import gzip
 import lzma
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,9 +127,15 @@ def read_bytes(path: Path) -> bytes:
     opener = OPENERS.get(path.suffix)
     if opener is None:
         return path.read_bytes()
+    with decompressing(path), opener(path, "rb") as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def decompressing(path: Path) -> Iterator[None]:
+    """Turns what damaged compressed files raise into a `UserError` that names the file."""
     try:
-        with opener(path, "rb") as file:
-            return file.read()
+        yield
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path} does not decompress ({error}): fetch it again or leave it out") from None
 

@@ -68,18 +68,33 @@ def token_losses(
 
 
 def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
-    """[B, T, ...] -> [T / c, B, c, ...]: chunks along time keep the batch sharded as it was."""
+    """[B, T, ...] -> [pieces, B, c, ...], zeros at the end: chunks along time keep the batch sharded as it was."""
     batch, length = arrays[0].shape[:2]
-    size = max(1, min(length, chunk // batch))
-    while length % size:
-        size -= 1
-    return tuple(jnp.swapaxes(a.reshape(batch, length // size, size, *a.shape[2:]), 0, 1) for a in arrays)
+    pieces = -(-length // max(1, min(length, chunk // batch)))
+    size = -(-length // pieces)
+    unused = pieces * size - length
+
+    def cut(a: Array) -> Array:
+        if unused:
+            a = jnp.pad(a, [(0, 0), (0, unused)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.swapaxes(a.reshape(batch, pieces, size, *a.shape[2:]), 0, 1)
+
+    return tuple(cut(a) for a in arrays)
 
 
-def _join(pieces: Array) -> Array:
-    """[T / c, B, c, ...] -> [B, T, ...]."""
+def _join(pieces: Array, length: int) -> Array:
+    """[pieces, B, c, ...] -> [B, T, ...]."""
     pieces = jnp.swapaxes(pieces, 0, 1)
-    return pieces.reshape(pieces.shape[0], -1, *pieces.shape[3:])
+    return pieces.reshape(pieces.shape[0], -1, *pieces.shape[3:])[:, :length]
+
+
+def _joined(scores: TokenScores, targets: Array) -> TokenScores:
+    return jax.tree.map(lambda pieces: _join(pieces, targets.shape[1]), scores)
+
+
+def _head_scale(dtype: jnp.dtype) -> float:
+    """A power of two that keeps small probabilities, as gradients of logits, above float16's least number."""
+    return 1024.0 if dtype == jnp.float16 else 1.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -90,7 +105,7 @@ def _summed(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask)
         return total + jnp.sum(terms.loss * mask_piece), TokenScores(terms.nll, terms.correct)
 
     total, scores = jax.lax.scan(body, jnp.zeros((), jnp.float32), _split(chunk, hidden, targets, mask))
-    return total, jax.tree.map(_join, scores)
+    return total, _joined(scores, targets)
 
 
 def _forward(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask):
@@ -100,18 +115,19 @@ def _forward(head, chunk, z_loss, label_smoothing, params, hidden, targets, mask
         wide = logits.astype(jnp.float32)
         terms = _terms(wide, targets_piece, z_loss, label_smoothing)
         d_logits = _logits_gradient(wide, targets_piece, mask_piece, terms.log_z, z_loss, label_smoothing)
-        d_params, d_hidden = pull_back(d_logits.astype(logits.dtype))
+        # The loss scale of the step reaches only what is differentiated after this: the head needs its own.
+        d_params, d_hidden = pull_back((d_logits * _head_scale(hidden.dtype)).astype(logits.dtype))
         carry = jax.tree.map(jnp.add, carry, (jnp.sum(terms.loss * mask_piece), d_params))
         return carry, (TokenScores(terms.nll, terms.correct), d_hidden)
 
     start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
     (total, d_params), (scores, d_hidden) = jax.lax.scan(body, start, _split(chunk, hidden, targets, mask))
-    return (total, jax.tree.map(_join, scores)), (d_params, _join(d_hidden))
+    return (total, _joined(scores, targets)), (d_params, _join(d_hidden, targets.shape[1]))
 
 
 def _backward(head, chunk, z_loss, label_smoothing, residuals, cotangent):
     d_params, d_hidden = residuals
-    g = cotangent[0]  # the scores are reported, not differentiated
+    g = cotangent[0] / _head_scale(d_hidden.dtype)  # the scores are reported, not differentiated
     return jax.tree.map(lambda d: d * g.astype(d.dtype), d_params), d_hidden * g.astype(d_hidden.dtype), None, None
 
 

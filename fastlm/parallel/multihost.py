@@ -8,6 +8,7 @@ done at home that `jax.distributed` or `multihost_utils` already does.
 
 import json
 import os
+import zlib
 from typing import Any
 
 import jax
@@ -64,6 +65,19 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: join(rows) for name, rows in batch.items()}
+
+
+def require_same(value: Any, what: str) -> None:
+    """Checks that a JSON-able value is the same on all processes.
+
+    Raises:
+      UserError: it is not; `what` says what differs and what to do.
+    """
+    if jax.process_count() == 1:
+        return
+    number = np.array([zlib.crc32(json.dumps(value, sort_keys=True).encode())], np.uint32)
+    if len(np.unique(multihost_utils.process_allgather(number))) > 1:
+        raise UserError(what)
 
 
 def gather_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,10 @@ class Run:
         self.experiment, self.profile = experiment, profile
         self.say = say if multihost.is_primary() else lambda text: None
         self.batches = experiment.train_batches()  # before any folder is made: this may fail
+        multihost.require_same(
+            self.batches.identity,
+            "the processes have different data or tokenizers; give them one --config.data.data_dir",
+        )
         self.checkpoints = checkpoint_files.Checkpoints(experiment.workdir, keep=experiment.checkpoint.keep)
         self.last_metrics: dict[str, float] = {}
         self.best = float("inf")  # lowest evaluation loss that was saved
@@ -123,6 +127,10 @@ class Run:
 
     def _restore(self, shapes: states.State) -> states.State | None:
         steps = self.checkpoints.steps()
+        multihost.require_same(
+            steps,
+            f"{self.experiment.workdir}: the processes see different checkpoints; it must be on a disk they share",
+        )
         if not steps:
             return None
         about = self.checkpoints.about(steps[-1])

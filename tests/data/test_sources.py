@@ -223,6 +223,9 @@ def test_compressed_files(tmp_path, suffix, opener):
     (tmp_path / f"bad.txt{suffix}").write_bytes(b"no such thing")
     with pytest.raises(UserError, match=r"bad.txt.* does not decompress"):
         load(f"text:{tmp_path}/bad.txt{suffix}")
+    (tmp_path / f"bad.jsonl{suffix}").write_bytes(b"no such thing")
+    with pytest.raises(UserError, match=r"bad.jsonl.* does not decompress"):
+        load(f"jsonl:{tmp_path}/bad.jsonl{suffix}")
 
 
 def test_the_fingerprint_follows_the_content(tmp_path):

@@ -31,9 +31,9 @@ def whole(params, hidden, targets, mask, z_loss, label_smoothing):
     return jnp.sum(loss * mask)
 
 
-@given(chunk=st.integers(1, 40))
-def test_any_chunk_gives_the_whole_loss_and_gradient(chunk):
-    params, hidden, targets, mask = make()
+@given(chunk=st.integers(1, 40), length=st.sampled_from([11, 12]))
+def test_any_chunk_gives_the_whole_loss_and_gradient(chunk, length):
+    params, hidden, targets, mask = make(length=length)
 
     def loss(params, hidden):
         options = {"chunk": chunk, "z_loss": 0.1, "label_smoothing": 0.2}
@@ -53,6 +53,20 @@ def test_scores_are_per_token():
     p = jax.nn.log_softmax(head(params, hidden))
     np.testing.assert_allclose(scores.nll, -jnp.take_along_axis(p, targets[..., None], -1)[..., 0], atol=1e-5)
     np.testing.assert_array_equal(scores.correct, (jnp.argmax(p, -1) == targets).astype(np.float32))
+
+
+def test_float16_keeps_the_gradient_of_unlikely_tokens():
+    """Probabilities of 1e-7 to 1e-6 are a few steps of float16's least number: without a scale they are rounded away."""
+    vocab = 256
+    hidden = jnp.ones((1, 4, 8), jnp.float16)
+    params = {"w": jnp.tile(jnp.linspace(0, -2, vocab), (8, 1))}  # logits from 0 down to -16
+    targets, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4))
+    half_head = lambda p, h: (h @ p["w"].astype(h.dtype)).astype(jnp.float32)
+    got = jax.grad(lambda p: chunked_cross_entropy(half_head, p, hidden, targets, mask)[0])(params)["w"]
+    want = jax.grad(lambda p: whole(p, hidden.astype(jnp.float32), targets, mask, 0.0, 0.0))(params)["w"]
+    unlikely = (want > 4e-7) & (want < 4e-6)
+    assert int(unlikely.sum()) > 100
+    assert float(jnp.mean(jnp.abs(got - want)[unlikely] / want[unlikely])) < 0.02
 
 
 def test_z_loss_and_smoothing_do_not_touch_the_reported_nll():

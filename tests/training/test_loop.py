@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_survive(train, tmp_path):
     ],
 )
 def test_configs_that_cannot_work_fail_before_anything_compiles(train, change, message, monkeypatch):
-    monkeypatch.setattr(loop, "make_train_step", lambda *a, **k: pytest.fail("compiled first"))
+    monkeypatch.setattr(loop, "Run", lambda *a, **k: pytest.fail("compiled first"))
     with pytest.raises(UserError) as caught:
         train(**change)
     assert message in str(caught.value)
