@@ -1,7 +1,11 @@
 """Eight CPU devices, a compilation cache, and data prepared once for the whole suite."""
 
 import os
+import signal
 from pathlib import Path
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CACHE = Path(__file__).parent.parent / ".cache" / "tests"
 os.environ["JAX_PLATFORMS"] = "cpu"
