@@ -245,7 +245,7 @@ def test_a_run_killed_again_and_again_equals_the_straight_run_bit_for_bit(long, 
         kill(process, run, chances.randrange(5))
         process.stdout.read()
         killed += process.wait() == -signal.SIGKILL
-        assert not [path for path in steps_on_disk(run) if not (run / "checkpoints" / path / "params").is_dir()]
+        assert not [path for path in steps_on_disk(run) if not (run / "checkpoints" / path / "model").is_dir()]
     assert killed >= 2, "the runs were too short to be killed"
     finish(start(run, *LONG))
     assert sorted(rows(run)) == list(range(1, 151))
