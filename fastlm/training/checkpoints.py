@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import math
 import platform
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,9 +26,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from fastlm.errors import UserError
+from fastlm.parallel import multihost
 from fastlm.training.state import State
 
 BEST_METRIC = "loss"
+DELETED = "deleted"  # where checkpoints that are not kept go, to be removed
 ABOUT = {"model": dict, "tokenizer": str, "config": dict, "data": dict, "metrics": dict}
 
 
@@ -80,9 +83,17 @@ class Checkpoints:
                     best_mode="min",
                     create=False,
                     cleanup_tmp_directories=not read_only,
+                    # A checkpoint goes in one rename: killed halfway, a deletion must not leave half a checkpoint.
+                    todelete_subdir=DELETED,
                     enable_async_checkpointing=True,
                 ),
             )
+        if not read_only:
+            self._empty_deleted()
+
+    def _empty_deleted(self) -> None:
+        if multihost.is_primary():
+            shutil.rmtree(self.folder / DELETED, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Returns the steps that can be restored, oldest first."""
@@ -105,6 +116,7 @@ class Checkpoints:
             **{name: ocp.args.StandardSave(part) for name, part in _parts(state).items()},
             "about": ocp.args.JsonSave(about),
         }
+        self.wait()  # as Orbax would; what is removed here must not be in use by the save before
         with self._reporting("write", step):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
@@ -174,6 +186,7 @@ class Checkpoints:
         """
         with self._reporting("write"):
             self._manager.wait_until_finished()
+        self._empty_deleted()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""

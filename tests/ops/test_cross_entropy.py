@@ -56,7 +56,7 @@ def test_scores_are_per_token():
 
 
 def test_float16_keeps_the_gradient_of_unlikely_tokens():
-    """Probabilities of 1e-7 to 1e-6 are a few steps of float16's least number: without a scale they are rounded away."""
+    """Probabilities of 1e-7 to 1e-6 are a few steps of float16's least number: without a scale they are lost."""
     vocab = 256
     hidden = jnp.ones((1, 4, 8), jnp.float16)
     params = {"w": jnp.tile(jnp.linspace(0, -2, vocab), (8, 1))}  # logits from 0 down to -16
