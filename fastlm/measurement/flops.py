@@ -52,13 +52,6 @@ def forward_flops_per_token(
     return 2 * matrix_parameters + sum(4 * seen * heads * head_dim for heads, head_dim in attention)
 
 
-def training_flops_per_token(
-    matrix_parameters: int, attention: Sequence[tuple[int, int]], length: int, causal: bool = True
-) -> float:
-    """Returns the FLOPs of a training step for each token: see `forward_flops_per_token`."""
-    return TRAINING_PER_FORWARD * forward_flops_per_token(matrix_parameters, attention, length, causal)
-
-
 def matrix_parameters(cfg: Architecture) -> int:
     """Returns the entries of the matrices a token is multiplied with, for plain (uncompressed) weights."""
     total = cfg.width * cfg.vocab_size

@@ -31,11 +31,6 @@ def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def gelu_plain(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The oracle of `gelu`, differentiated by jax."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
-
-
 def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Squared ReLU (Primer, arXiv 2109.08668)."""
     return jnp.square(jax.nn.relu(x))
@@ -62,8 +57,3 @@ def _swiglu_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, A
 
 
 swiglu.defvjp(lambda gate, x: (swiglu(gate, x), (gate, x)), _swiglu_backward)
-
-
-def swiglu_plain(gate: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The oracle of `swiglu`, differentiated by jax."""
-    return (jax.nn.silu(gate.astype(jnp.float32)) * x.astype(jnp.float32)).astype(x.dtype)

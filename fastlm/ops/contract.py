@@ -80,13 +80,6 @@ def contract(
     return _contract(x, w, transpose, jnp.dtype(dtype or x.dtype))
 
 
-def contract_plain(
-    x: Float[Array, "... I"], w: Array, *, transpose: bool = False, dtype: jnp.dtype | None = None
-) -> Float[Array, "... O"]:
-    """The oracle of `contract`: one product, differentiated by jax."""
-    return _forward_product(x, w, transpose, jnp.dtype(dtype or x.dtype))
-
-
 @jax.custom_vjp
 def add_bias(x: Float[Array, "... O"], bias: Float[Array, "O"]) -> Float[Array, "... O"]:
     """Returns `x + bias` in the type of `x`; the gradient of `bias` is summed in float32."""
