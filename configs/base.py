@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # fastlm.training.build.Evaluation
+    # fastlm.training.settings.Evaluation
     config.evaluation = ConfigDict(
         {"every": 250, "batches": 20, "split": "validation", "final_split": "test", "batch_size": 0, "overlap": 0}
     )
@@ -114,13 +114,13 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # fastlm.training.build.Training
+    # fastlm.training.settings.Training
     config.training = ConfigDict({"steps": 1000, "accumulation": 1, "average_decay": 0.0, "max_skipped": 10})
 
     # fastlm.parallel.mesh.make; -1 is what is left
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
 
-    # fastlm.training.build.Checkpoint, Logging, Sample
+    # fastlm.training.settings.Checkpoint, Logging, Sample
     config.checkpoint = ConfigDict({"every": 250, "keep": 2})
     config.logging = ConfigDict({"every": 20, "tensorboard": True, "wandb": ""})
     config.sample = ConfigDict({"prompts": (), "tokens": 120, "temperature": 0.8, "top_p": 0.95})

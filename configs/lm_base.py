@@ -3,8 +3,9 @@
     python -m fastlm.data.prepare c4/en        # once, where there is a network; needs tensorflow-cpu
     launch/local.sh -m fastlm.train --config configs/lm_base.py --config.mesh.fsdp=8 --config.mesh.data=1
 
-Hardware: 8 TPU v5e chips or an H100. Not run to its end here: it builds, and its step compiles for a
-TPU ahead of time (tests). `--config.data.sources="(('state_of_the_union', 1.0),)"` tries it offline.
+Hardware: 8 TPU v5e chips or an H100. Not run to its end here: it builds, and the same step compiles for
+TPU v5e ahead of time at a smaller size (tests).
+`--config.data.sources="(('state_of_the_union', 1.0),)"` tries it offline.
 """
 
 from configs import base

@@ -27,7 +27,9 @@ LENGTH = flags.DEFINE_integer("length", 0, "context in tokens; 0 takes that of t
 OVERLAP = flags.DEFINE_integer(
     "overlap", -1, "context tokens repeated, unscored, per window; -1 takes the config's", lower_bound=-1
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows per batch", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 16, "rows per batch; rounded up to a multiple of the devices", lower_bound=1
+)
 BATCHES = flags.DEFINE_integer("batches", 0, "score only this many batches; 0 scores all", lower_bound=0)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
@@ -54,12 +56,13 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> dict[str, floa
     if length > context:
         raise UserError(f"--length: {length} is more than the model's context of {context} tokens (model.max_length)")
     overlap = OVERLAP.value if OVERLAP.value >= 0 else settings.get("overlap", 0)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
     batches = evaluation_batches(
         sources,
         restored.tokenizer,
         split=SPLIT.value or ("all" if user_files else settings.get("final_split") or "test"),
         length=length,
-        batch_size=BATCH_SIZE.value,
+        batch_size=-(-BATCH_SIZE.value // devices) * devices,
         overlap=overlap,
         limit=BATCHES.value,
         process_index=jax.process_index(),

@@ -15,6 +15,7 @@ from fastlm import command_line
 from fastlm.decoding import sample
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
+from fastlm.parallel import multihost
 from fastlm.training import restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
@@ -47,14 +48,16 @@ def main() -> None:
     room = restored.model.cfg.max_length - max(map(len, ids))
     max_tokens = MAX_TOKENS.value or max(1, min(DEFAULT_TOKENS, room))
     chunks = sample.generate(restored.model, restored.params, ids, max_tokens=max_tokens, how=how, seed=SEED.value)
+    # Every process reads the same tokens and so stops at the same chunk; one of them talks.
+    say = print if multihost.is_primary() else lambda *words, **options: None
     if len(prompts) == 1:
-        print(prompts[0], end="")
+        say(prompts[0], end="")
         for piece in sample.stream(tokenizer, chunks):
-            print(piece, end="", flush=True)
-        print()
+            say(piece, end="", flush=True)
+        say()
         return
     for prompt, row in zip(prompts, sample.until_end(chunks, tokenizer.eos)):
-        print(f"--- {prompt!r}\n{prompt}{sample.text_of(tokenizer, row)}\n")
+        say(f"--- {prompt!r}\n{prompt}{sample.text_of(tokenizer, row)}\n")
 
 
 def read_prompts() -> list[str]:

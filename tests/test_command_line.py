@@ -17,7 +17,7 @@ from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig
 from fastlm.parallel import mesh
 from fastlm.tasks import language_modeling
-from fastlm.training import build, optimizers, schedules
+from fastlm.training import build, optimizers, schedules, settings
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -28,15 +28,15 @@ TARGETS = {
     "model": (ModelConfig, set()),
     "compute": (Compute, set()),
     "tokenizer": (tokenizers.make, {"documents", "data_dir"}),
-    "data": (build.Data, set()),
-    "evaluation": (build.Evaluation, set()),
+    "data": (settings.Data, set()),
+    "evaluation": (settings.Evaluation, set()),
     "optimizer": (optimizers.make, {"learning_rate", "params"}),
     "schedule": (schedules.make, {"steps"}),
-    "training": (build.Training, set()),
+    "training": (settings.Training, set()),
     "mesh": (mesh.make, set()),
-    "checkpoint": (build.Checkpoint, set()),
-    "logging": (build.Logging, set()),
-    "sample": (build.Sample, set()),
+    "checkpoint": (settings.Checkpoint, set()),
+    "logging": (settings.Logging, set()),
+    "sample": (settings.Sample, set()),
 }
 
 

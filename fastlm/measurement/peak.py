@@ -4,7 +4,7 @@ Notable: measured, never from a data sheet, so it holds for a laptop too. Operan
 type, results are float32 as everywhere here (on CPU bfloat16 is fast only in that form). The best of
 several shapes and repetitions, in about a second, is kept in the cache folder (FASTLM_CACHE, else
 ~/.cache/fastlm) for each platform, device kind, number of cores, jax version and type. Measured
-under load it is too low: `refresh=True`, or deleting the file, measures again.
+under load it is too low: deleting the file measures again.
 """
 
 import json
@@ -31,18 +31,17 @@ PRODUCTS_AT_ONCE = {"cpu": 1, "gpu": 16, "tpu": 16}
 SECONDS_PER_SHAPE = 0.25
 
 
-def matmul_peak(dtype: DTypeLike, *, refresh: bool = False) -> float:
+def matmul_peak(dtype: DTypeLike) -> float:
     """Returns the FLOP/s of the fastest product on one device of the default platform.
 
     On CPU every device shares the same cores, so this is the peak of the whole host.
 
     Args:
       dtype: of the operands.
-      refresh: measure even if the cache has a value.
     """
     name = jnp.dtype(dtype).name
     path = cache_folder() / f"matmul_peak-{_key(name)}.json"
-    cached = None if refresh else _read(path)
+    cached = _read(path)
     if cached is None:
         cached = measure(name)
         _write(path, cached)

@@ -69,6 +69,8 @@ def constrain(x: Array, axes: Axes) -> Array:
 def shardings(tree: Any, axes: dict[str, Axes], mesh: Mesh) -> Any:
     """Returns a `NamedSharding` for each leaf of `tree`, found by the longest path suffix in `axes`.
 
+    Where no path fits (step counts, loss scale), a leaf is replicated.
+
     Args:
       tree: arrays or shapes; parameters, or state that mirrors them (Adam moments, averages).
       axes: parameter path ("model/layers/3/attention/q") -> logical names.

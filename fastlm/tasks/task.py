@@ -43,7 +43,8 @@ class Task:
       prepare: `(weights, constants, batch, step, rng) -> batch`, never differentiated.
       loss: `(weights, constants, carry, batch, step, rng | None) -> (total, count, (carry, aux))`: the summed
         loss, the number of things it sums over, the carry for the next batch (leading axis: batch rows),
-        and `aux["sums"]`, a dict of scalar sums from which `summarize` makes metrics.
+        and `aux["sums"]`, a dict of scalar sums from which `summarize` makes metrics. All of `aux` is summed
+        over microbatches, so whatever is in it must be a sum.
       summarize: `(sums as floats) -> metrics`, plain Python on totals over any number of batches.
       predict: `(weights, constants, batch) -> outputs` for use after training.
       carry: `(rows) -> carry` at the start of an epoch.

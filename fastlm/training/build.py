@@ -5,8 +5,8 @@ is the keyword arguments of one constructor, so a key exists in exactly one plac
 ill-typed one is an error here, before anything compiles.
 """
 
-import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,134 +27,19 @@ from fastlm.tasks.task import Task
 from fastlm.training import optimizers, schedules
 from fastlm.training import state as states
 from fastlm.training.precision import loss_scale_for
+from fastlm.training.settings import Checkpoint, Data, Evaluation, Logging, Sample, Training, naming
 
-SECTIONS = (
-    "seed",
-    "task",
-    "model",
-    "compute",
-    "tokenizer",
-    "data",
-    "evaluation",
-    "optimizer",
-    "schedule",
-    "training",
-    "mesh",
-    "checkpoint",
-    "logging",
-    "sample",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How long and in which pieces.
-
-    Attributes:
-      steps: optimizer steps of the whole run.
-      accumulation: microbatches per step; must divide the batch.
-      average_decay: of an exponential moving average of the weights; 0 keeps none.
-      max_skipped: non-finite steps in a row after which the run stops.
-    """
-
-    steps: int
-    accumulation: int = 1
-    average_decay: float = 0.0
-    max_skipped: int = 10
-
-    def __post_init__(self) -> None:
-        _at_least("training", self, steps=1, accumulation=1, max_skipped=1)
-        if not 0 <= self.average_decay < 1:
-            raise UserError(f"config.training.average_decay: must be in [0, 1), got {self.average_decay}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What is trained on; the arguments of `data.pipeline.training_batches`.
-
-    Attributes:
-      sources: pairs (spec, share of the tokens).
-      length, batch_size: T and B of a global batch.
-    """
-
-    sources: tuple[tuple[str, float], ...]
-    split: str = "train"
-    length: int = 256
-    batch_size: int = 16
-    mode: str = "packed"
-    packing: str = "concat"
-    shards: int = 0
-    prefetch: int = 2
-    data_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        _at_least("data", self, length=1, batch_size=1, shards=0, prefetch=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What is scored, and when.
-
-    Attributes:
-      every: steps between evaluations; 0 evaluates only at the end.
-      batches: batches per evaluation while training; 0 takes the whole split.
-      split, final_split: scored while training, and once at the end ("" for neither).
-      batch_size: rows; 0 takes that of training.
-      overlap: tokens of context repeated, unscored, at the start of each window after a document's first.
-    """
-
-    every: int = 500
-    batches: int = 20
-    split: str = "validation"
-    final_split: str = "test"
-    batch_size: int = 0
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        _at_least("evaluation", self, every=0, batches=0, batch_size=0, overlap=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Steps between checkpoints, and how many of the newest stay beside the best."""
-
-    every: int = 500
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        _at_least("checkpoint", self, every=1, keep=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Logging:
-    """Steps between log lines; TensorBoard files; project name for Weights & Biases ("" is off)."""
-
-    every: int = 20
-    tensorboard: bool = True
-    wandb: str = ""
-
-    def __post_init__(self) -> None:
-        _at_least("logging", self, every=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Text generated when the run ends: one continuation of `tokens` tokens per prompt."""
-
-    prompts: tuple[str, ...] = ()
-    tokens: int = 120
-    temperature: float = 0.8
-    top_p: float = 0.95
-
-    def __post_init__(self) -> None:
-        _at_least("sample", self, tokens=1)
-        with _naming("sample"):
-            _ = self.how
-
-    @property
-    def how(self) -> sampling.Sampling:
-        """How tokens are drawn."""
-        return sampling.Sampling(temperature=self.temperature, top_p=self.top_p)
+# Sections that are values; those in PARTS are the arguments of what they make.
+SETTINGS: dict[str, type] = {
+    "data": Data,
+    "training": Training,
+    "evaluation": Evaluation,
+    "checkpoint": Checkpoint,
+    "logging": Logging,
+    "sample": Sample,
+}
+PARTS = ("task", "model", "compute", "tokenizer", "optimizer", "schedule", "mesh")
+SECTIONS = ("seed", *PARTS, *SETTINGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,22 +78,6 @@ class Experiment:
         )
 
 
-def _at_least(section: str, settings: Any, **least: int) -> None:
-    for key, value in least.items():
-        if getattr(settings, key) < value:
-            raise UserError(f"config.{section}.{key}: must be at least {value}, got {getattr(settings, key)}")
-
-
-@contextlib.contextmanager
-def _naming(section: str) -> Iterator[None]:
-    """Names the section in what a part below, which knows no config, has to say."""
-    try:
-        yield
-    except UserError as error:
-        known = str(error).startswith("config.")
-        raise UserError(str(error) if known else f"config.{section}: {error}") from error
-
-
 TASKS: dict[str, Callable[..., Task]] = {"language_modeling": language_modeling.make}
 
 
@@ -218,34 +87,22 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     Raises:
       UserError: whatever in it cannot work, naming section and key.
     """
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir: {workdir} is no folder; mount the bucket and give its path, shared by all processes"
-        )
-    for key in config:
-        if key not in SECTIONS:
-            raise UserError(
-                f"config.{key}: no such section{nearest(key, SECTIONS) or '; one of: ' + ', '.join(SECTIONS)}"
-            )
+    _check_names(config, workdir)
     section = lambda name: _section(config, name)
     seed = configuration.checked(config.get("seed", 0), int, "config.seed")
     if not 0 <= seed < 2**32:
         raise UserError(f"config.seed: must be at least 0 and below 2**32, got {seed}")
-    training = configuration.make(Training, "training", section("training"))
-    evaluation = configuration.make(Evaluation, "evaluation", section("evaluation"))
-    checkpoint = configuration.make(Checkpoint, "checkpoint", section("checkpoint"))
-    logging = configuration.make(Logging, "logging", section("logging"))
-    sample = configuration.make(Sample, "sample", section("sample"))
+    chosen = {name: configuration.make(kind, name, section(name)) for name, kind in SETTINGS.items()}
+    data, training, evaluation, sample = (chosen[name] for name in ("data", "training", "evaluation", "sample"))
     compute = configuration.make(Compute, "compute", section("compute"))
     cfg = configuration.make(ModelConfig, "model", section("model"))
     schedule = configuration.make(schedules.make, "schedule", section("schedule"), steps=training.steps)
     mesh = meshes.make(**_checked_ints("mesh", section("mesh")))
-
-    data = configuration.make(Data, "data", section("data"))
     _check_batch("data.batch_size", data.batch_size, training.accumulation, mesh)
     if evaluation.batch_size:
         _check_batch("evaluation.batch_size", evaluation.batch_size, 1, mesh)
-    with _naming("tokenizer"):
+
+    with naming("tokenizer"):
         tokenizer = make_tokenizer(section("tokenizer"), data)
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
     _check_prompts(sample.prompts, tokenizer, cfg.max_length)
@@ -255,27 +112,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     optimizer = configuration.make(
         optimizers.make, "optimizer", section("optimizer"), learning_rate=schedule, params=shapes
     )
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    arguments = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-
-    def train_batches() -> pipeline.BatchIterator:
-        with _naming("data"):
-            return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **processes)
-
-    def eval_batches(split: str, limit: int = 0) -> Iterator[dict]:
-        with _naming("data, config.evaluation"):
-            return held_out_batches(
-                data.sources,
-                tokenizer,
-                split=split,
-                length=data.length,
-                batch_size=evaluation.batch_size or data.batch_size,
-                overlap=evaluation.overlap,
-                limit=limit,
-                data_dir=data.data_dir,
-                **processes,
-            )
-
+    eval_batches = functools.partial(_eval_batches, data, evaluation, tokenizer)
     for split in {evaluation.split, evaluation.final_split} - {""}:
         eval_batches(split, 1)  # a missing split should not wait for the first evaluation
     return Experiment(
@@ -288,15 +125,37 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         optimizer=optimizer,
         schedule=schedule,
         mesh=mesh,
-        data=data,
-        training=training,
-        evaluation=evaluation,
-        checkpoint=checkpoint,
-        logging=logging,
-        sample=sample,
-        train_batches=train_batches,
+        train_batches=functools.partial(_train_batches, data, tokenizer, seed),
         eval_batches=eval_batches,
+        **chosen,
     )
+
+
+def _train_batches(data: Data, tokenizer: tokenizers.Tokenizer, seed: int) -> pipeline.BatchIterator:
+    arguments = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    with naming("data"):
+        return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **_processes())
+
+
+def _eval_batches(
+    data: Data, evaluation: Evaluation, tokenizer: tokenizers.Tokenizer, split: str, limit: int = 0
+) -> Iterator[dict]:
+    with naming("data, config.evaluation"):
+        return held_out_batches(
+            data.sources,
+            tokenizer,
+            split=split,
+            length=data.length,
+            batch_size=evaluation.batch_size or data.batch_size,
+            overlap=evaluation.overlap,
+            limit=limit,
+            data_dir=data.data_dir,
+            **_processes(),
+        )
+
+
+def _processes() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def make_tokenizer(values: dict[str, Any], data: Data) -> tokenizers.Tokenizer:
@@ -334,6 +193,18 @@ def _checked_ints(name: str, values: dict[str, Any]) -> dict[str, int]:
     return {key: configuration.checked(value, int, f"config.{name}.{key}") for key, value in values.items()}
 
 
+def _check_names(config: Mapping[str, Any], workdir: str | Path) -> None:
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is no folder; mount the bucket and give its path, shared by all processes"
+        )
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(
+                f"config.{key}: no such section{nearest(key, SECTIONS) or '; one of: ' + ', '.join(SECTIONS)}"
+            )
+
+
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     values = config.get(name, {})
     if not isinstance(values, Mapping):
@@ -344,7 +215,7 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, context: int) -> None:
     # They are used when the run ends: too late to learn that one does not fit.
     for prompt in prompts:
-        with _naming("sample.prompts"):
+        with naming("sample.prompts"):
             sampling.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, context)
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from fastlm.models import Model
+from fastlm.ops import paths
 from fastlm.parallel import rules
 from fastlm.tasks.task import Task
 from fastlm.training.precision import LossScale
@@ -88,7 +89,14 @@ def create(
 
 
 def shardings(abstract_state: State, task: Task, mesh: Mesh) -> State:
-    """Returns the placement of every leaf of the state on `mesh`."""
+    """Returns the placement of every leaf of the state on `mesh`.
+
+    Raises:
+      KeyError: a trainable array that `task.axes` does not name; it would be replicated without a word.
+    """
+    for path, leaf in paths.flatten(abstract_state.params).items():
+        if leaf.shape and path not in task.axes:
+            raise KeyError(f"trainable {path} {leaf.shape} has no logical axes; the task must name them in `axes`")
     placed = rules.shardings(abstract_state, task.axes, mesh)
 
     def rows(leaf: Any) -> NamedSharding:

@@ -91,6 +91,13 @@ def test_sharded_equals_unsharded(axes, no_mesh):
     assert_close(alone.params, jax.device_get(current.params), 2e-5)
 
 
+def test_a_trainable_without_axes_is_refused_and_not_replicated_in_silence():
+    _, make_state, task = make()
+    axes = {path: names for path, names in task.axes.items() if not path.endswith("attention/q")}
+    with pytest.raises(KeyError, match="model/layers/0/attention/q .*no logical axes"):
+        state.shardings(jax.eval_shape(make_state), dataclasses.replace(task, axes=axes), meshes.make())
+
+
 def test_it_learns_a_sequence_by_heart():
     step, make_state, task = make()
     jitted, current, data = jax.jit(step), make_state(), batch()
