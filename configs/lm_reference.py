@@ -16,7 +16,7 @@ def get_config():
     config.data.update(
         sources=(("state_of_the_union", 0.45), ("python_stdlib", 0.4), ("old_testament_en", 0.15)), length=512
     )
-    config.training.update(steps=2800, accumulation=8)
+    config.training.update(steps=2000, accumulation=8)
     config.evaluation.update(every=400, overlap=256)
     config.checkpoint.every = 200
     return config

@@ -15,7 +15,7 @@ from absl import flags
 from fastlm import command_line
 from fastlm.decoding import sample
 from fastlm.parallel import multihost
-from fastlm.training import build, loop
+from fastlm.training import build, loop, workdir_files
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config(); override with --config.section.key=value")
 WORKDIR = flags.DEFINE_string("workdir", "", "where the run lives; default runs/<name of the config>")
@@ -71,11 +71,11 @@ def _banner(experiment: build.Experiment) -> str:
 
 def _report(experiment: build.Experiment, result: loop.Result, texts: list[str], seconds: float) -> None:
     outcome = {"status": "finished", "step": result.step, "metrics": result.metrics, "seconds": round(seconds, 1)}
-    loop.write_whole(experiment.workdir / "result.json", json.dumps(outcome, indent=1))
+    workdir_files.write_whole(experiment.workdir / "result.json", json.dumps(outcome, indent=1))
     for text in texts:
         print(f"\n--- sample ---\n{text}")
     if texts:
-        loop.write_whole(experiment.workdir / "samples.txt", "\n\n--- sample ---\n".join(texts) + "\n")
+        workdir_files.write_whole(experiment.workdir / "samples.txt", "\n\n--- sample ---\n".join(texts) + "\n")
     shown = {"bits_per_byte": "bits/byte", "loss": "loss", "perplexity": "perplexity"}
     scores = ", ".join(f"{label} {result.metrics[k]:.4f}" for k, label in shown.items() if k in result.metrics)
     error = result.metrics.get("bits_per_byte_error")

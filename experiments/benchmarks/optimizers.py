@@ -24,7 +24,7 @@ from absl import flags
 
 from fastlm import command_line
 from fastlm.errors import UserError
-from fastlm.training import build, loop
+from fastlm.training import build, loop, workdir_files
 
 FLAGS = flags.FLAGS
 Curve = list[tuple[int, float]]
@@ -102,7 +102,7 @@ def train(config: dict[str, Any], name: str, folder: Path) -> Run | None:
     if loop.run(experiment).status != "finished":
         return None
     curve = read_curve(workdir / "metrics.jsonl", f"{experiment.evaluation.split}/loss")
-    loop.write_whole(path, json.dumps({"config": described, "curve": curve}))
+    workdir_files.write_whole(path, json.dumps({"config": described, "curve": curve}))
     shutil.rmtree(workdir)
     return Run(name, config["seed"], curve)
 
@@ -212,7 +212,7 @@ def main() -> None:
     print(table(target, rows))
     if FLAGS.out:
         summary = {"target": target, "rows": [dataclasses.asdict(row) for row in rows]}
-        loop.write_whole(Path(FLAGS.out), json.dumps(summary, indent=1) + "\n")
+        workdir_files.write_whole(Path(FLAGS.out), json.dumps(summary, indent=1) + "\n")
     if FLAGS.plot:
         draw(runs, target, FLAGS.plot)
 

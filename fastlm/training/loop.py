@@ -2,9 +2,9 @@
 
 Notable: nothing is lost. A checkpoint holds the state and the data position, so a run that was
 killed and started again takes the same batches with the same keys and ends in the same bits.
-SIGTERM (and Ctrl-C) finish the step in hand, save and return; on several processes JAX's preemption
+SIGTERM (and Ctrl-C) finish the steps in hand (at most three), save and return; on several processes JAX's preemption
 service makes all of them agree on the step. Values are fetched from the device once per log
-interval only.
+interval only. A workdir has one writer: a second run of the same command is refused.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,9 +23,10 @@ from jax.experimental import multihost_utils
 
 from fastlm.errors import UserError
 from fastlm.measurement import flops, peak
+from fastlm.models import ModelConfig
 from fastlm.parallel import multihost
 from fastlm.training import checkpoints as checkpoint_files
-from fastlm.training import evaluation, metrics, progress
+from fastlm.training import evaluation, metrics, progress, workdir_files
 from fastlm.training import state as states
 from fastlm.training.build import Experiment
 from fastlm.training.step import make_eval_step, make_train_step
@@ -39,6 +39,8 @@ STRUCTURE: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("training", "average_decay", bool),
     ("compute", "dtype", lambda dtype: dtype == "float16"),
 )
+# Steps sent to the device before the host waits: enough to hide the host, few enough to hear a SIGTERM in time.
+STEPS_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Run:
             self.batches.identity,
             "the processes have different data or tokenizers; give them one --config.data.data_dir",
         )
+        self.lock = workdir_files.lock(experiment.workdir)
         self.checkpoints = checkpoint_files.Checkpoints(experiment.workdir, keep=experiment.checkpoint.keep)
         self.last_metrics: dict[str, float] = {}
         self.best = float("inf")  # lowest evaluation loss that was saved
@@ -224,6 +227,8 @@ def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], N
     finally:
         current.batches.close()
         writer.close()
+        if current.lock is not None:
+            current.lock.close()
     return Result(status, current.step, current.last_metrics, current.state, current.weights())
 
 
@@ -241,6 +246,7 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest, matmu
             current.state, values = current.train_step(current.state, e.task.constants, batch)
             current.step += 1
             meter.add(values)
+            meter.wait_for_the_last_but(STEPS_IN_FLIGHT)
             if current.profile and current.step == min(first + 8, e.training.steps) > first + 3:
                 jax.block_until_ready(current.state)
                 jax.profiler.stop_trace()
@@ -325,6 +331,11 @@ class Meter:
         """Takes the values of one step, without waiting for them."""
         self.pending.append(values)
 
+    def wait_for_the_last_but(self, steps: int) -> None:
+        """Blocks until at most `steps` of the steps added are still under way."""
+        if len(self.pending) > steps:
+            jax.block_until_ready(self.pending[-1 - steps])
+
     def read(self, step: int) -> dict[str, float]:
         """Returns metrics of the interval up to `step` and starts the next one."""
         values = jax.device_get(self.pending)
@@ -365,7 +376,9 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
       UserError: architecture, tokenizer, data or optimizer differ; the message names the key.
     """
     now = json.loads(json.dumps(describe(experiment)))
-    sections = {"model": (about["model"], now["model"])}
+    # Through today's ModelConfig: what an older version did not know yet has its default.
+    saved = json.loads(ModelConfig.from_json(json.dumps(about["model"])).to_json())
+    sections = {"model": (saved, now["model"])}
     for name in ("data", "optimizer", "training", "compute"):
         sections[name] = (about["config"].get(name, {}), now["config"].get(name, {}))
     keys = {name: sorted(set().union(*sections[name])) for name in ("model", "data")}
@@ -384,16 +397,5 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
 def _write_description(experiment: Experiment) -> None:
     if multihost.is_primary():
         text = json.dumps(experiment.config, indent=1, default=str)
-        write_whole(experiment.workdir / "config.json", text)
-        write_whole(experiment.workdir / "model.json", experiment.model.cfg.to_json())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file aside, then renames it, so that it is never half there."""
-    aside = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text)
-        aside.rename(path)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); check space and permissions") from None
+        workdir_files.write_whole(experiment.workdir / "config.json", text)
+        workdir_files.write_whole(experiment.workdir / "model.json", experiment.model.cfg.to_json())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastlm.errors import UserError
-from fastlm.training import build, loop
+from fastlm.training import build, loop, workdir_files
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,33 @@ def test_sigterm_saves_the_step_in_hand(train, tmp_path, monkeypatch):
     assert result.status == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / str(result.step)).is_dir()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_host_runs_few_steps_ahead_or_a_sigterm_would_wait_for_a_whole_log_interval():
+    waited = []
+
+    class Value:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            waited.append(self.step)
+
+    meter = loop.Meter.__new__(loop.Meter)
+    meter.pending = []
+    for step in range(5):
+        meter.add({"loss": Value(step)})
+        meter.wait_for_the_last_but(2)
+    assert waited == [0, 1, 2]
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(train, tmp_path):
+    held = workdir_files.lock(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"run: another process \(process {os.getpid()} on .*\) is training there"):
+        train(training__steps=2)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    held.close()
+    assert train(training__steps=2)[0].status == "finished"
 
 
 def test_a_finished_run_stays_finished(train):

@@ -1,0 +1,62 @@
+"""The folder of a run: one writer at a time, and files that are never half there."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from absl import logging
+
+from fastlm.errors import UserError
+from fastlm.parallel import multihost
+
+LOCK = "lock"
+
+
+def lock(workdir: Path) -> IO[str] | None:
+    """Makes this process the folder's only writer for as long as the returned file is open.
+
+    The system lets go of the lock when the process ends, however it ends. Of several processes of one
+    run the first holds it for all; the others get None.
+
+    Raises:
+      UserError: another process trains there, or the folder cannot be written.
+    """
+    if not multihost.is_primary():
+        return None
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / LOCK, "a+")  # noqa: SIM115 (it stays open for as long as the run)
+    except OSError as error:
+        raise UserError(f"{workdir}: could not be written ({error.strerror}); check space and permissions") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UserError(
+            f"{workdir}: another process ({holder}) is training there; wait for it, stop it, or use another --workdir"
+        ) from None
+    except OSError as error:  # some network file systems have no locks; training there must stay possible
+        logging.warning("%s: no lock (%s); nothing keeps a second run from writing there", workdir, error.strerror)
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}")
+    file.flush()
+    return file
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file aside, then renames it, so that it is never half there.
+
+    Raises:
+      UserError: the disk is full or the folder cannot be written.
+    """
+    aside = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text)
+        aside.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); check space and permissions") from None
