@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 TRAINING_PER_FORWARD = 3
-# Matrices of width x feed_forward_width; gated kinds have a third one.
-FEED_FORWARD_MATRICES = {"gelu": 2, "relu2": 2, "swiglu": 3, "geglu": 3}
-
 
 class Layer(Protocol):
     """What is read of one layer of an architecture."""
@@ -59,7 +56,8 @@ def matrix_parameters(cfg: Architecture) -> int:
         layer = cfg.layer(i)
         heads = 2 * layer.heads + 2 * layer.kv_heads
         total += cfg.width * heads * layer.head_dim
-        total += FEED_FORWARD_MATRICES[layer.feed_forward] * cfg.width * layer.feed_forward_width
+        gated = layer.feed_forward.endswith("glu")
+        total += (3 if gated else 2) * cfg.width * layer.feed_forward_width
     return total
 
 

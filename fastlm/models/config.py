@@ -16,10 +16,14 @@ from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.ops.attention import FORMS
 
-FEED_FORWARDS = ("gelu", "relu2", "swiglu", "geglu")
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+FEED_FORWARDS = ("gelu", "gelu_exact", "relu", "relu2", "silu", "swiglu", "geglu")
 NORMS = ("layer_norm", "rms_norm")
 NORM_PLACES = ("pre", "post")
-POSITIONS = ("none", "sinusoidal", "learned", "rotary", "alibi")
+POSITIONS = ("none", "sinusoidal", "learned", "rotary", "alibi", "relative")
+HEADS = ("language_model", "masked_language_model", "sequence", "tokens", "none")
+POOLERS = ("", "tanh", "relu")
+POOLING = ("first", "last", "mean")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 REMAT = ("none", "products", "full")
 
@@ -32,6 +36,8 @@ class LayerConfig:
     """One layer, every value concrete."""
 
     width: int
+    causal: bool
+    cross: bool
     attention: str
     heads: int
     kv_heads: int
@@ -43,9 +49,12 @@ class LayerConfig:
     norm_epsilon: float
     rotary: bool
     rotary_base: float
+    rotary_scaling: tuple[float, ...]
     qk_norm: bool
+    attention_scale: float
     attention_softcap: float
     bias: bool
+    qkv_bias: bool
     dropout: float
     init_scale: float
     residual_init_scale: float
@@ -53,16 +62,35 @@ class LayerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A concrete architecture. Zero for a size means "derive it" and is resolved on construction.
+    """A concrete architecture. Zero for a size means "derive it", which `layer(i)` does.
+
+    Layers are numbered through: in an encoder-decoder, 0 ... encoder_layers - 1 are the encoder's and the
+    decoder's follow, so per-layer tuples, parameter paths and whatever prunes by layer know one count.
 
     Attributes:
+      family: "decoder" sees the past only, "encoder" everything; "encoder_decoder" has both, the decoder
+        with cross-attention.
       vocab_size: V; 0 in a config file means "what the tokenizer has".
       max_length: longest context T; rows of the table of learned positions.
+      layers, encoder_layers: of the only or the decoder's stack; of the encoder's, 0 in the other families.
+      token_types: rows of BERT's table of segment types; 0 for none.
+      position_offset: learned position p is row p + offset (2 in RoBERTa and BART).
+      embedding_norm: normalize the embedded tokens; embedding_scale: multiply them (Marian: sqrt(width)).
       heads, kv_heads, head_dim, feed_forward_width: N, K, H, F; a tuple gives one per layer.
       kv_heads: 0 means as many as heads. head_dim: 0 means width / heads.
       feed_forward_width: 0 means 4 x width, or 8/3 x width (to a multiple of 64) for gated kinds.
       attention, feed_forward: a kind, or a pattern of kinds tiled over the layers.
-      bias: biases in the projections and in LayerNorm.
+      positions: "relative" is T5's learned bias over `relative_buckets` distances up to `relative_distance`
+        (arXiv 1910.10683), one table per stack.
+      rotary_scaling: Llama 3's stretching of long wavelengths as (factor, low frequency factor, high
+        frequency factor, original length); empty for none.
+      bias: biases in the projections and in LayerNorm; qkv_bias: in q, k and v (Qwen2), whatever `bias` says.
+      attention_scale: multiplies q.k; 0 means 1 / sqrt(head_dim).
+      head: "language_model", "masked_language_model" (BERT's transform before the vocabulary), "sequence"
+        (`classes` numbers per text), "tokens" (`classes` numbers per token), "none".
+      head_bias: a bias on the logits; head_scale multiplies what goes into the vocabulary (T5: width^-0.5).
+      pooler: activation of a layer on the pooled token before a "sequence" head; "" for none.
+      pooling: which hidden state stands for a text: the first, the last, or the mean.
       attention_softcap, logit_softcap: cap * tanh(x / cap); 0 is off.
       init_scale: standard deviation of the initial weights.
       residual_init: "scaled" divides the projections into the residual stream by sqrt(2 layers)
@@ -70,9 +98,11 @@ class ModelConfig:
       formats: ordered (path regex, leaf format); empty for plain weights.
     """
 
+    family: str = "decoder"
     vocab_size: int = 0
     max_length: int = 1024
     layers: int = 6
+    encoder_layers: int = 0
     width: int = 384
     heads: int | tuple[int, ...] = 6
     kv_heads: int | tuple[int, ...] = 0
@@ -84,12 +114,27 @@ class ModelConfig:
     norm_place: str = "pre"
     norm_epsilon: float = 1e-5
     positions: str = "rotary"
+    position_offset: int = 0
     rotary_base: float = 10_000.0
+    rotary_scaling: tuple[float, ...] = ()
+    relative_buckets: int = 32
+    relative_distance: int = 128
+    token_types: int = 0
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
     qk_norm: bool = False
+    attention_scale: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     tied_embeddings: bool = True
     bias: bool = False
+    qkv_bias: bool = False
+    head: str = "language_model"
+    head_bias: bool = False
+    head_scale: float = 1.0
+    classes: int = 0
+    pooler: str = ""
+    pooling: str = "first"
     dropout: float = 0.0
     init_scale: float = 0.02
     residual_init: str = "scaled"
@@ -100,8 +145,28 @@ class ModelConfig:
         _check_names(self)
         for name in _KINDS_PER_LAYER + _SIZES_PER_LAYER:
             _check_per_layer(self, name)
-        for i in range(self.layers):
+        for i in range(self.total_layers):
             _check_layer(self.layer(i), i, self.positions)
+        for stack in (self.encoder_stack, self.stack):
+            if self.positions == "relative" and len({self.layer(i).heads for i in stack}) > 1:
+                raise UserError(
+                    "config.model.heads: with relative positions the layers of a stack share one table; give one number"
+                )
+
+    @property
+    def total_layers(self) -> int:
+        """Layers of all stacks."""
+        return self.encoder_layers + self.layers
+
+    @property
+    def stack(self) -> range:
+        """Numbers of the layers of the only, or the decoder's, stack."""
+        return range(self.encoder_layers, self.total_layers)
+
+    @property
+    def encoder_stack(self) -> range:
+        """Numbers of the layers of an encoder-decoder's encoder."""
+        return range(self.encoder_layers)
 
     def _at(self, name: str, i: int) -> Any:
         value = getattr(self, name)
@@ -112,8 +177,11 @@ class ModelConfig:
         heads, kind = self._at("heads", i), self._at("feed_forward", i)
         gated = kind.endswith("glu")
         default_width = -(-self.width * 8 // 3 // 64) * 64 if gated else 4 * self.width
+        in_encoder = self.family == "encoder" or i < self.encoder_layers
         return LayerConfig(
             width=self.width,
+            causal=not in_encoder,
+            cross=self.family == "encoder_decoder" and not in_encoder,
             attention=self._at("attention", i),
             heads=heads,
             kv_heads=self._at("kv_heads", i) or heads,
@@ -125,9 +193,12 @@ class ModelConfig:
             norm_epsilon=self.norm_epsilon,
             rotary=self.positions == "rotary",
             rotary_base=self.rotary_base,
+            rotary_scaling=self.rotary_scaling,
             qk_norm=self.qk_norm,
+            attention_scale=self.attention_scale or (self._at("head_dim", i) or self.width // heads) ** -0.5,
             attention_softcap=self.attention_softcap,
             bias=self.bias,
+            qkv_bias=self.bias or self.qkv_bias,
             dropout=self.dropout,
             init_scale=self.init_scale,
             residual_init_scale=_residual_scale(self),
@@ -196,7 +267,8 @@ def _one_of(where: str, value: str, valid: Any) -> None:
 
 
 def _residual_scale(cfg: ModelConfig) -> float:
-    return {"scaled": cfg.init_scale * (2 * cfg.layers) ** -0.5, "zero": 0.0, "same": cfg.init_scale}[cfg.residual_init]
+    deep = cfg.init_scale * (2 * max(cfg.layers, cfg.encoder_layers)) ** -0.5
+    return {"scaled": deep, "zero": 0.0, "same": cfg.init_scale}[cfg.residual_init]
 
 
 def _check_sizes(cfg: ModelConfig) -> None:
@@ -208,21 +280,43 @@ def _check_sizes(cfg: ModelConfig) -> None:
         least = 1 if name == "heads" else 0
         if min(value if isinstance(value, tuple) else (value,), default=least) < least:
             raise UserError(f"config.model.{name}: must be at least {least}, got {value}")
-    for name in ("norm_epsilon", "rotary_base"):
+    for name in ("encoder_layers", "token_types", "position_offset", "classes", "vocab_size"):
+        if getattr(cfg, name) < 0:
+            raise UserError(f"config.model.{name}: must not be negative, got {getattr(cfg, name)}")
+    if cfg.relative_buckets < 4 or cfg.relative_buckets % 2 or cfg.relative_distance <= cfg.relative_buckets // 2:
+        raise UserError(
+            f"config.model: relative_buckets must be even and at least 4 and relative_distance above half of it, got "
+            f"{cfg.relative_buckets} and {cfg.relative_distance}"
+        )
+    if len(cfg.rotary_scaling) not in (0, 4):
+        raise UserError(f"config.model.rotary_scaling: needs no or four numbers, got {cfg.rotary_scaling}")
+    for name in ("norm_epsilon", "rotary_base", "embedding_scale", "head_scale"):
         if not 0 < getattr(cfg, name) < float("inf"):
             raise UserError(f"config.model.{name}: must be a positive number, got {getattr(cfg, name)}")
-    for name in ("attention_softcap", "logit_softcap", "init_scale"):
+    for name in ("attention_scale", "attention_softcap", "logit_softcap", "init_scale"):
         if not 0 <= getattr(cfg, name) < float("inf"):
             raise UserError(f"config.model.{name}: must not be negative, got {getattr(cfg, name)}")
     if cfg.formats:
         raise UserError("config.model.formats: no leaf formats exist yet; leave it empty")
     if not 0 <= cfg.dropout < 1:
         raise UserError(f"config.model.dropout: must be in [0, 1), got {cfg.dropout}")
-    if cfg.vocab_size < 0:
-        raise UserError(f"config.model.vocab_size: must not be negative, got {cfg.vocab_size}")
 
 
 def _check_names(cfg: ModelConfig) -> None:
+    _one_of("model.family", cfg.family, FAMILIES)
+    _one_of("model.head", cfg.head, HEADS)
+    _one_of("model.pooler", cfg.pooler, POOLERS)
+    _one_of("model.pooling", cfg.pooling, POOLING)
+    if (cfg.encoder_layers > 0) != (cfg.family == "encoder_decoder"):
+        raise UserError(
+            f"config.model.encoder_layers: {cfg.encoder_layers} does not go with family '{cfg.family}'; an "
+            "encoder_decoder needs at least 1, the others have 0"
+        )
+    if cfg.family == "encoder" and cfg.head == "language_model":
+        raise UserError(
+            "config.model.head: an encoder sees the words it should predict; use masked_language_model, sequence, "
+            "tokens or none"
+        )
     _one_of("model.norm", cfg.norm, NORMS)
     _one_of("model.norm_place", cfg.norm_place, NORM_PLACES)
     _one_of("model.positions", cfg.positions, POSITIONS)
@@ -236,10 +330,10 @@ def _check_per_layer(cfg: ModelConfig, name: str) -> None:
     value = getattr(cfg, name)
     if not isinstance(value, tuple):
         return
-    if name in _SIZES_PER_LAYER and len(value) != cfg.layers:
-        raise UserError(f"config.model.{name}: {len(value)} values for {cfg.layers} layers; give one per layer")
-    if not 0 < len(value) <= cfg.layers:
-        raise UserError(f"config.model.{name}: a pattern of {len(value)} does not tile {cfg.layers} layers")
+    if name in _SIZES_PER_LAYER and len(value) != cfg.total_layers:
+        raise UserError(f"config.model.{name}: {len(value)} values for {cfg.total_layers} layers; give one per layer")
+    if not 0 < len(value) <= cfg.total_layers:
+        raise UserError(f"config.model.{name}: a pattern of {len(value)} does not tile {cfg.total_layers} layers")
 
 
 def _check_layer(layer: LayerConfig, i: int, positions: str) -> None:

@@ -1,8 +1,9 @@
-"""The position-wise feed-forward layer: plain (gelu, relu2) or gated (swiglu, geglu; arXiv 2002.05202)."""
+"""The position-wise feed-forward layer: plain (gelu, relu2 ...) or gated (swiglu, geglu; arXiv 2002.05202)."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Float
 
 from fastlm.models.config import LayerConfig
@@ -10,7 +11,13 @@ from fastlm.models.weights import normal, weight
 from fastlm.ops import activations
 from fastlm.ops.contract import add_bias, contract
 
-PLAIN: dict[str, Callable[[Array], Array]] = {"gelu": activations.gelu, "relu2": activations.relu2}
+PLAIN: dict[str, Callable[[Array], Array]] = {
+    "gelu": activations.gelu,
+    "gelu_exact": activations.gelu_exact,
+    "relu": jax.nn.relu,
+    "relu2": activations.relu2,
+    "silu": activations.silu,
+}
 # (gate, up) -> hidden
 GATED: dict[str, Callable[[Array, Array], Array]] = {"swiglu": activations.swiglu, "geglu": activations.geglu}
 

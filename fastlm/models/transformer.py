@@ -1,13 +1,14 @@
-"""The Transformer: embedding, unrolled blocks, final norm, head, and `Model`, which composes them.
+"""The Transformer: `Model` composes embeddings, unrolled blocks, final norm and head of three families.
 
 Notable: Linen modules are used purely and one block at a time. Parameters are nested dicts,
 `layers/3/attention/q`, and the stack is a Python loop over `Block.apply`, so layers may differ,
 any block can be called alone, and rematerialisation wraps one pure function.
-`features` and `head` are the seam between model and loss. Nothing is hidden: caches, random keys
-and captures go in and come out.
+`features` and `head` are the seam between model and loss; an encoder-decoder has `encode` before
+them. Layers are numbered through, the encoder's first; what else the encoder has of its own stands
+under `encoder/`. Nothing is hidden: caches, random keys and captures go in and come out.
 Left out: scan over layers (24 unrolled layers compile in seconds, and layers may differ).
 
-Dims: B batch, T time, D embed, V vocab.
+Dims: B batch, T time, S source time, D embed, V vocab.
 """
 
 import dataclasses
@@ -23,13 +24,14 @@ from jaxtyping import Array, Float, Int
 from fastlm.errors import UserError
 from fastlm.models import attention as attention_kinds
 from fastlm.models import positions as position_encodings
-from fastlm.models.config import Compute, LayerConfig, ModelConfig
-from fastlm.models.feed_forward import FeedForward
+from fastlm.models.attention.full import FullAttention
+from fastlm.models.block import Block, dropout
+from fastlm.models.config import Compute, ModelConfig
+from fastlm.models.embedding import Embedding, RelativeBias
+from fastlm.models.heads import Classes, Pooler, Vocabulary, pool
 from fastlm.models.norms import Norm
-from fastlm.models.weights import normal, weight
-from fastlm.ops.attention import softcap
-from fastlm.ops.caches import Cache, KVCache
-from fastlm.ops.contract import PRODUCT, contract, lookup
+from fastlm.ops.caches import Cache, Memory
+from fastlm.ops.contract import PRODUCT
 from fastlm.ops.masks import MaskSpec
 from fastlm.parallel.rules import constrain
 
@@ -37,79 +39,6 @@ CAPTURES = ("hidden", "attention", "qkv")
 ACTIVATION = ("batch", "length", "hidden")
 
 Params = dict[str, Any]
-
-
-def dropout(x: Array, rate: float, rng: Array | None) -> Array:
-    """Zeroes a share `rate` of `x` and rescales the rest; without a key, returns `x`."""
-    if rng is None or not rate:
-        return x
-    keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
-class Embedding(nn.Module):
-    """Token table, with learned or sinusoidal positions added where the config says so."""
-
-    cfg: ModelConfig
-    compute: Compute
-
-    @nn.compact
-    def __call__(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Embeds tokens."""
-        cfg, dtype = self.cfg, self.compute.jnp_residual_dtype
-        table = weight(self, "table", (cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(cfg.init_scale))
-        x = lookup(table, tokens, dtype, axes=("vocab", None))
-        if cfg.positions == "learned":
-            rows = weight(self, "positions", (cfg.max_length, cfg.width), ("position", "embed"), normal(cfg.init_scale))
-            x = x + lookup(rows, positions, dtype, axes=(None, None))
-        if cfg.positions == "sinusoidal":
-            x = x + position_encodings.sinusoidal(positions, cfg.width).astype(dtype)
-        return x
-
-
-class Block(nn.Module):
-    """Attention and feed-forward with residuals; norms before ("pre") or after ("post") them."""
-
-    cfg: LayerConfig
-    compute: Compute
-    capture: frozenset[str] = frozenset()
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], *, positions, mask, bias=None, cache=None, rng=None
-    ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
-        """Returns (x, cache, captured values)."""
-        cfg = self.cfg
-        keys = (None, None, None) if rng is None else jax.random.split(rng, 3)
-        attend = attention_kinds.kind(cfg.attention).module(cfg, self.compute, self.capture, name="attention")
-        pre, inner = cfg.norm_place == "pre", self.compute.jnp_dtype
-
-        h = self._norm("attention_norm", x, inner) if pre else x.astype(inner)
-        h, cache, aux = attend(h, h, positions=positions, mask=mask, bias=bias, cache=cache, rng=keys[0])
-        x = x + dropout(h, cfg.dropout, keys[1]).astype(x.dtype)
-        x = x if pre else self._norm("attention_norm", x, x.dtype)
-
-        h = self._norm("feed_forward_norm", x, inner) if pre else x.astype(inner)
-        h = FeedForward(cfg, name="feed_forward")(h)
-        x = x + dropout(h, cfg.dropout, keys[2]).astype(x.dtype)
-        return (x if pre else self._norm("feed_forward_norm", x, x.dtype)), cache, aux
-
-    def _norm(self, name: str, x: Array, dtype: Any) -> Array:
-        return Norm(self.cfg.norm, self.cfg.width, self.cfg.norm_epsilon, self.cfg.bias, dtype, name=name)(x)
-
-
-class Head(nn.Module):
-    """Untied projection to the vocabulary."""
-
-    cfg: ModelConfig
-
-    @nn.compact
-    def __call__(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Projects."""
-        shape = (self.cfg.width, self.cfg.vocab_size)
-        kernel = weight(self, "kernel", shape, ("embed", "vocab"), normal(self.cfg.init_scale))
-        return contract(hidden, kernel, dtype=jnp.float32)
-
 
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -136,8 +65,11 @@ class Model:
     def __post_init__(self) -> None:
         if self.cfg.vocab_size < 1:
             raise UserError("config.model.vocab_size: 0 is filled in from the tokenizer; without one, give it")
-        for i in range(self.cfg.layers):
-            attention_kinds.require(self.cfg.layer(i).attention, "causal")
+        if self.cfg.head in ("sequence", "tokens") and self.cfg.classes < 1:
+            raise UserError(f"config.model.classes: 0 is filled in from the task; a '{self.cfg.head}' head needs some")
+        for i in range(self.cfg.total_layers):
+            layer = self.cfg.layer(i)
+            attention_kinds.require(layer.attention, *(["causal"] if layer.causal else []))
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -145,12 +77,18 @@ class Model:
         """Returns fresh parameters (float32 arrays in nested dicts)."""
         return nn.meta.unbox(self._boxed(rng))
 
-    def embed(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Embeds tokens."""
-        return Embedding(self.cfg, self.compute).apply({"params": params["embedding"]}, tokens, positions)
+    def embed(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        token_types: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Embeds tokens of the only, or the decoder's, stack."""
+        return Embedding(self.cfg, self.compute).apply({"params": params["embedding"]}, tokens, positions, token_types)
 
     def block(self, params: Params, i: int, x: Float[Array, "B T D"], **context: Any) -> tuple[Array, Any, dict]:
-        """Runs block `i` alone; see `Block` for `context` (positions, mask, bias, cache, rng, capture)."""
+        """Runs block `i` alone; see `Block` for `context` (positions, mask, bias, memory, cache, rng, capture)."""
         capture = context.pop("capture", frozenset())
         block = Block(self.cfg.layer(i), self.compute, capture)
         return _run_block(block, params["layers"][str(i)], x, context)
@@ -163,21 +101,56 @@ class Model:
 
     def head_params(self, params: Params) -> Params:
         """Returns the part of the parameters that `head` uses."""
-        return (
-            {"embedding": {"table": params["embedding"]["table"]}}
-            if self.cfg.tied_embeddings
-            else {"head": params["head"]}
-        )
+        needed = {name: params[name] for name in ("head", "pooler") if name in params}
+        if self._tied:
+            needed["embedding"] = {"table": params["embedding"]["table"]}
+        return needed
+
+    def pool(self, hidden: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B D"]:
+        """Returns the vector that stands for each text: what a "sequence" head, or a sentence embedding, reads."""
+        return pool(hidden, segment_ids, self.cfg.pooling)
 
     def head(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Returns logits in float32."""
-        if self.cfg.tied_embeddings:
-            logits = contract(hidden, params["embedding"]["table"], transpose=True, dtype=jnp.float32)
-        else:
-            logits = Head(self.cfg).apply({"params": params["head"]}, hidden)
-        return softcap(logits, self.cfg.logit_softcap)
+        """Returns logits in float32: over V, or over classes; of pooled vectors where the head is "sequence"."""
+        cfg, head = self.cfg, {"params": params.get("head", {})}
+        if cfg.head == "none":
+            raise ValueError("this model has no head; read `features`")
+        if cfg.head == "sequence" and cfg.pooler:
+            hidden = Pooler(cfg).apply({"params": params["pooler"]}, hidden)
+        if cfg.head in ("sequence", "tokens"):
+            return Classes(cfg).apply(head, hidden)
+        return self._vocabulary().apply(head, hidden, params["embedding"]["table"] if self._tied else None)
 
     # --- wholes ----------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        params: Params,
+        source: Int[Array, "B S"],
+        *,
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        rng: Array | None = None,
+        capture: Iterable[str] = (),
+    ) -> tuple[Memory, dict[str, Any]]:
+        """Runs the encoder of an encoder-decoder; `segment_ids` is 0 for padding.
+
+        Returns:
+          (memory for `features`, aux with what `capture` names, one entry per encoder layer).
+        """
+        cfg, capture = self.cfg, self._captures(capture)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(source)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(source.shape[1], dtype=jnp.int32), source.shape)
+        own, table = params["encoder"], params["embedding"]["table"]
+        embedding = Embedding(cfg, self.compute)
+        x = embedding.apply({"params": own.get("embedding", {})}, source, positions, None, table)
+        x = dropout(x, cfg.dropout, None if rng is None else jax.random.fold_in(rng, cfg.total_layers + 1))
+        mask = MaskSpec(False, segment_ids, segment_ids)
+        bias = self._biases(own, cfg.encoder_stack, positions, positions)
+        x, _, aux = self._stack(params, cfg.encoder_stack, x, bias, rng, capture, positions=positions, mask=mask)
+        return Memory(self.final_norm(own, x), segment_ids), aux
 
     def features(
         self,
@@ -186,6 +159,8 @@ class Model:
         *,
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
+        token_types: Int[Array, "B T"] | None = None,
+        memory: Memory | None = None,
         cache: Cache | None = None,
         rng: Array | None = None,
         capture: Iterable[str] = (),
@@ -195,6 +170,8 @@ class Model:
         Args:
           positions: place of each token in its document; by default 0, 1, ... (after the cache).
           segment_ids: document number of each token within its row, 0 for padding; None is one document.
+          token_types: BERT's segment types; by default all 0.
+          memory: an encoder-decoder's encoded source; needed unless the cache has seen it.
           cache: what `empty_cache` made; the tokens continue it.
           rng: key for dropout; None runs deterministically.
           capture: which of `CAPTURES` to return in `aux`, one entry per layer.
@@ -204,74 +181,103 @@ class Model:
 
         Raises:
           UserError: a capture that does not exist, or packed rows for a kind that cannot keep them apart.
-          ValueError: both segments and a cache.
+          ValueError: both segments and a cache, or a decoder without anything encoded.
         """
-        capture = self._captures(capture)
+        cfg, capture = self.cfg, self._captures(capture)
+        if segment_ids is not None and cache is not None:
+            raise ValueError("packed documents cannot be decoded: give segment_ids or a cache, not both")
         if segment_ids is not None:
-            if cache is not None:
-                raise ValueError("packed documents cannot be decoded: give segment_ids or a cache, not both")
-            for i in range(self.cfg.layers):
-                attention_kinds.require(self.cfg.layer(i).attention, "packed")
-        batch, length = tokens.shape
-        start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.length
+            for i in cfg.stack:
+                attention_kinds.require(cfg.layer(i).attention, "packed")
+        start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.length
         if positions is None:
-            positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
-        mask = MaskSpec(True, segment_ids, segment_ids, None if cache is None else start)
-        x = constrain(self.embed(params, tokens, positions), ACTIVATION)
-        x = dropout(x, self.cfg.dropout, None if rng is None else jax.random.fold_in(rng, self.cfg.layers))
-        x, layer_caches, aux = self._stack(params, x, positions, mask, cache, rng, capture)
+            positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        causal = cfg.family != "encoder"
+        context = {
+            "positions": positions,
+            "mask": MaskSpec(causal, segment_ids, segment_ids, None if cache is None else start),
+        }
+        source_segments = None
+        if cfg.family == "encoder_decoder":
+            context |= _looking_back(memory, cache, segment_ids, tokens.shape)
+            source_segments = context["memory_mask"].key_segments
+        x = constrain(self.embed(params, tokens, positions, token_types), ACTIVATION)
+        x = dropout(x, cfg.dropout, None if rng is None else jax.random.fold_in(rng, cfg.total_layers))
+        keys = positions if cache is None else jnp.broadcast_to(jnp.arange(cache.slots), (len(start), cache.slots))
+        bias = self._biases(params, cfg.stack, positions, keys)
+        x, layer_caches, aux = self._stack(params, cfg.stack, x, bias, rng, capture, cache=cache, **context)
         if cache is not None:
-            aux["cache"] = Cache(cache.length + length, layer_caches, cache.slots)
+            aux["cache"] = Cache(cache.length + tokens.shape[1], layer_caches, source_segments, cache.slots)
         return self.final_norm(params, x), aux
 
-    def apply(self, params: Params, tokens: Int[Array, "B T"], **options: Any) -> tuple[Float[Array, "B T V"], dict]:
-        """Returns (logits, aux): `head` after `features`."""
+    def apply(
+        self, params: Params, tokens: Int[Array, "B T"], source: Int[Array, "B S"] | None = None, **options: Any
+    ) -> tuple[Float[Array, "..."], dict]:
+        """Returns (logits, aux): `head` after `features`, after `encode` if there is a `source`."""
+        if source is not None:
+            options["memory"], _ = self.encode(params, source)
         hidden, aux = self.features(params, tokens, **options)
+        if self.cfg.head == "sequence":
+            hidden = self.pool(hidden, options.get("segment_ids"))
         return self.head(params, hidden), aux
 
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Returns a cache for `slots` tokens a row."""
-        layers = {}
-        for i in range(self.cfg.layers):
+    def empty_cache(self, batch: int, slots: int, source_slots: int = 0) -> Cache:
+        """Returns a cache for `slots` tokens a row; an encoder-decoder's source has exactly `source_slots`."""
+        layers, dtype = {}, self.compute.jnp_dtype
+        for i in self.cfg.stack:
             layer = self.cfg.layer(i)
             module = attention_kinds.require(layer.attention, "decode").module
-            layers[str(i)] = module.empty_cache(layer, batch, slots, self.compute.jnp_dtype)
-        return Cache(jnp.zeros((batch,), jnp.int32), layers, slots)
+            layers[str(i)] = module.empty_cache(layer, batch, slots, dtype)
+            if layer.cross:
+                layers[str(i)] = (layers[str(i)], FullAttention.empty_cache(layer, batch, source_slots, dtype))
+        segments = jnp.ones((batch, source_slots), jnp.int32) if self.cfg.encoder_layers else None
+        return Cache(jnp.zeros((batch,), jnp.int32), layers, segments, slots)
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _stack(self, params, x, positions, mask, cache, rng, capture):
-        slots = x.shape[1] if cache is None else cache.slots
-        bias = functools.lru_cache(lambda heads: self._bias(positions, slots, cache, heads))
-        captured: dict[str, list] = {name: [] for name in capture}
+    @property
+    def _tied(self) -> bool:
+        return self.cfg.tied_embeddings and self.cfg.head in ("language_model", "masked_language_model")
+
+    def _stack(self, params, layers, x, bias, rng, capture, cache=None, **context):
+        captured: dict[str, list] = {"hidden": []} if "hidden" in capture else {}
         layer_caches = {}
-        for i in range(self.cfg.layers):
+        for i in layers:
             if "hidden" in capture:
                 captured["hidden"].append(x)
             x, layer_caches[str(i)], aux = self.block(
                 params,
                 i,
                 x,
-                positions=positions,
-                mask=mask,
                 bias=bias(self.cfg.layer(i).heads),
                 cache=None if cache is None else cache.layers[str(i)],
                 rng=None if rng is None else jax.random.fold_in(rng, i),
                 capture=capture,
+                **context,
             )
             x = constrain(x, ACTIVATION)
             for name, value in aux.items():
-                captured[name].append(value)
+                captured.setdefault(name, []).append(value)
         if "hidden" in capture:
             captured["hidden"].append(x)
         return x, layer_caches, captured
 
-    def _bias(self, positions: Array, slots: int, cache: Cache | None, heads: int) -> Array | None:
-        """The bias that all layers with so many heads share."""
-        if self.cfg.positions != "alibi":
+    def _biases(self, own: Params, layers: range, queries: Array, keys: Array):
+        """Returns heads -> the bias that all layers of a stack with so many heads share."""
+
+        @functools.lru_cache
+        def bias(heads: int) -> Array | None:
+            if self.cfg.positions == "alibi":
+                return position_encodings.alibi_bias(queries, keys, heads)
+            if self.cfg.positions == "relative":
+                return self._relative(layers).apply({"params": own["relative_bias"]}, queries, keys)
             return None
-        keys = positions if cache is None else jnp.broadcast_to(jnp.arange(slots), (positions.shape[0], slots))
-        return position_encodings.alibi_bias(positions, keys, heads)
+
+        return bias
+
+    def _relative(self, layers: range) -> RelativeBias:
+        first = self.cfg.layer(layers[0])
+        return RelativeBias(self.cfg, first.heads, first.causal)
 
     def _captures(self, capture: Iterable[str]) -> frozenset[str]:
         unknown = set(capture) - set(CAPTURES)
@@ -282,20 +288,58 @@ class Model:
     def _final_norm(self) -> Norm:
         return Norm(self.cfg.norm, self.cfg.width, self.cfg.norm_epsilon, self.cfg.bias, self.compute.jnp_dtype)
 
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.cfg, self.compute, transform=self.cfg.head == "masked_language_model")
+
     def _boxed(self, rng: Array) -> Params:
         """Parameters inside the boxes that carry their logical axes."""
-        cfg, keys = self.cfg, jax.random.split(rng, self.cfg.layers + 2)
+        cfg = self.cfg
+        keys = jax.random.split(rng, cfg.total_layers + 2)
         ids = jnp.zeros((1, 2), jnp.int32)
         x = jnp.zeros((1, 2, cfg.width), self.compute.jnp_residual_dtype)
-        context = {"positions": ids, "mask": MaskSpec()}
+        context = {"positions": ids, "mask": MaskSpec(), "memory": x, "memory_mask": MaskSpec(False)}
         params = {"embedding": Embedding(cfg, self.compute).init(keys[-1], ids, ids)["params"], "layers": {}}
-        for i in range(cfg.layers):
+        for i in range(cfg.total_layers):
             params["layers"][str(i)] = Block(cfg.layer(i), self.compute).init(keys[i], x, **context)["params"]
-        if cfg.norm_place == "pre":
-            params["final_norm"] = self._final_norm().init(keys[-1], x)["params"]
-        if not cfg.tied_embeddings:
-            params["head"] = Head(cfg).init(keys[-2], x)["params"]
+        params |= self._boxed_ends(keys[-1], cfg.stack, x)
+        if cfg.encoder_layers:
+            table = jnp.zeros((cfg.vocab_size, cfg.width))
+            rng = jax.random.fold_in(keys[-1], 1)
+            own = Embedding(cfg, self.compute).init(rng, ids, ids, None, table).get("params", {})
+            params["encoder"] = ({"embedding": own} if own else {}) | self._boxed_ends(rng, cfg.encoder_stack, x)
+        return params | self._boxed_heads(keys[-2], keys[-1], x)
+
+    def _boxed_ends(self, rng: Array, layers: range, x: Array) -> Params:
+        """What a stack has beside its embedding and its layers."""
+        params = {}
+        if self.cfg.norm_place == "pre":
+            params["final_norm"] = self._final_norm().init(rng, x)["params"]
+        if self.cfg.positions == "relative":
+            ids = jnp.zeros((1, 2), jnp.int32)
+            params["relative_bias"] = self._relative(layers).init(jax.random.fold_in(rng, 2), ids, ids)["params"]
         return params
+
+    def _boxed_heads(self, rng: Array, pooler_rng: Array, x: Array) -> Params:
+        cfg, params = self.cfg, {}
+        if cfg.pooler:
+            params["pooler"] = Pooler(cfg).init(jax.random.fold_in(pooler_rng, 3), x[:, 0])["params"]
+        if cfg.head in ("sequence", "tokens"):
+            params["head"] = Classes(cfg).init(rng, x)["params"]
+        elif cfg.head != "none":
+            table = jnp.zeros((cfg.vocab_size, cfg.width)) if self._tied else None
+            head = self._vocabulary().init(rng, x, table).get("params", {})
+            params |= {"head": head} if head else {}
+        return params
+
+
+def _looking_back(memory: Memory | None, cache: Cache | None, segment_ids: Array | None, shape: tuple) -> dict:
+    """What a decoder's blocks see of the source: the encoded states, or only the cache if that has them."""
+    if memory is None and cache is None:
+        raise ValueError("an encoder-decoder needs `memory` (see `encode`), or a cache that has seen it")
+    segments = cache.source_segments if memory is None else memory.segments
+    # A target in one document may look at all of its source, whatever the source's numbering.
+    query = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
+    return {"memory": None if memory is None else memory.hidden, "memory_mask": MaskSpec(False, query, segments)}
 
 
 @functools.lru_cache(maxsize=32)

@@ -31,6 +31,16 @@ def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+def gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the Gaussian distribution function, as BERT has it (arXiv 1606.08415), in the type of `x`."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times its logistic function (arXiv 1702.03118), in the type of `x`."""
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
 def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Squared ReLU (Primer, arXiv 2109.08668)."""
     return jnp.square(jax.nn.relu(x))

@@ -34,8 +34,24 @@ class KVCache:
 
 @flax.struct.dataclass
 class Cache:
-    """Everything a stack remembers: tokens seen per row [B], each layer's own memory, and room in tokens."""
+    """Everything a stack remembers.
+
+    Attributes:
+      length: tokens seen per row.
+      layers: each layer's own memory, by number; its arrays lead with B.
+      source_segments: of an encoder-decoder's source, 0 where it is padded.
+      slots: room in tokens.
+    """
 
     length: Int[Array, "B"]
     layers: dict[str, Any]
+    source_segments: Int[Array, "B S"] | None = None
     slots: int = flax.struct.field(pytree_node=False, default=0)
+
+
+@flax.struct.dataclass
+class Memory:
+    """An encoded source: the encoder's last hidden states, and which of them are real (segment 0 is padding)."""
+
+    hidden: Float[Array, "B S D"]
+    segments: Int[Array, "B S"]

@@ -26,6 +26,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "embed_out": ("tensor",),
+    "classes": (),
     "norm": (),
     "position": (),
 }

@@ -10,6 +10,7 @@ Dims: B batch, T query time, S key time, D embed, N heads, K kv heads, H head di
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fastlm.models import positions as position_encodings
@@ -38,7 +39,7 @@ class FullAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        context: Float[Array, "B S D"],
+        context: Float[Array, "B S D"] | None,
         *,
         positions: Int[Array, "B T"],
         mask: MaskSpec,
@@ -46,22 +47,26 @@ class FullAttention(nn.Module):
         cache: KVCache | None = None,
         rng: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
-        """Attends from `x` to `context` (the same array for self-attention)."""
+        """Attends from `x` to `context` (the same array for self-attention).
+
+        With a cache, `context` is written behind what is there; without context (cross-attention after
+        the first step) the cache is read as it is.
+        """
         del rng  # nothing here is random
         cfg = self.cfg
-        q = self._heads(x, "q", cfg.heads, "heads")
-        k = self._heads(context, "k", cfg.kv_heads, "kv_heads")
-        v = self._heads(context, "v", cfg.kv_heads, "kv_heads")
-        if cfg.qk_norm:
-            q = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, name="q_norm")(q)
-            k = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, name="k_norm")(k)
+        angles = None
         if cfg.rotary:
-            angles = position_encodings.rotary_angles(positions, cfg.head_dim, cfg.rotary_base)
-            q, k = position_encodings.rotate(q, *angles), position_encodings.rotate(k, *angles)
+            angles = position_encodings.rotary_angles(positions, cfg.head_dim, cfg.rotary_base, cfg.rotary_scaling)
+        q = self._heads(x, "q", cfg.heads, "heads", angles)
+        if context is not None:
+            k = self._heads(context, "k", cfg.kv_heads, "kv_heads", angles)
+            v = self._project(context, "v", cfg.kv_heads, "kv_heads")
+            if cache is not None:
+                start = jnp.zeros((x.shape[0],), jnp.int32) if mask.offset is None else mask.offset
+                cache = cache.write(k, v, start)
         if cache is not None:
-            cache = cache.write(k, v, mask.offset)
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-        options = {"scale": cfg.head_dim**-0.5, "cap": cfg.attention_softcap}
+        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap}
         y = attention.dot_product_attention(q, k, v, mask, bias, form=self.compute.attention_form, **options)
         aux: dict[str, Any] = {}
         if "attention" in self.capture:
@@ -70,11 +75,18 @@ class FullAttention(nn.Module):
             aux["qkv"] = (q, k, v)
         return self._output(y.reshape(*y.shape[:2], cfg.heads * cfg.head_dim)), cache, aux
 
-    def _heads(self, x: Array, name: str, heads: int, axis: str) -> Array:
+    def _heads(self, x: Array, name: str, heads: int, axis: str, angles: tuple[Array, Array] | None) -> Array:
+        """Queries or keys: projected, normalized, rotated."""
+        cfg, y = self.cfg, self._project(x, name, heads, axis)
+        if cfg.qk_norm:
+            y = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, name=f"{name}_norm")(y)
+        return y if angles is None else position_encodings.rotate(y, *angles)
+
+    def _project(self, x: Array, name: str, heads: int, axis: str) -> Array:
         cfg = self.cfg
         shape = (cfg.width, heads * cfg.head_dim)
         y = contract(x, weight(self, name, shape, ("embed", axis), normal(cfg.init_scale)))
-        if cfg.bias:
+        if cfg.qkv_bias:
             y = add_bias(y, weight(self, f"{name}_bias", shape[1:], (axis,)))
         return y.reshape(*y.shape[:2], heads, cfg.head_dim)
 
