@@ -245,7 +245,7 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest, matmu
             batch = evaluation.to_device(next(current.batches), e.mesh)
             current.state, values = current.train_step(current.state, e.task.constants, batch)
             current.step += 1
-            meter.add(values)
+            meter.add(values, batch)
             meter.wait_for_the_last_but(STEPS_IN_FLIGHT)
             if current.profile and current.step == min(first + 8, e.training.steps) > first + 3:
                 jax.block_until_ready(current.state)
@@ -309,14 +309,11 @@ class Meter:
 
     def __init__(self, experiment: Experiment, matmul_peak: float):
         self.experiment, self.peak = experiment, matmul_peak
-        self.tokens_per_step = experiment.data.batch_size * experiment.data.length
-        self.flops_per_token = flops.TRAINING_PER_FORWARD * flops.model_flops_per_token(
-            experiment.model.cfg, experiment.data.length
-        )
         self._restart()
 
     def _restart(self) -> None:
         self.pending: list[dict[str, Any]] = []
+        self.tokens, self.flops = 0, 0.0
         self.since = time.perf_counter()
 
     @contextlib.contextmanager
@@ -327,9 +324,14 @@ class Meter:
         yield
         self.since += time.perf_counter() - start
 
-    def add(self, values: dict[str, Any]) -> None:
-        """Takes the values of one step, without waiting for them."""
+    def add(self, values: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Takes the values of one step, without waiting for them, and counts its work, padding included."""
         self.pending.append(values)
+        (rows, length), source = batch["tokens"].shape, batch.get("source")
+        source_length = 0 if source is None else source.shape[1]
+        self.tokens += rows * (length + source_length)
+        forward = flops.forward_flops(self.experiment.model.cfg, rows, length, source_length)
+        self.flops += flops.TRAINING_PER_FORWARD * forward
 
     def wait_for_the_last_but(self, steps: int) -> None:
         """Blocks until at most `steps` of the steps added are still under way."""
@@ -339,7 +341,7 @@ class Meter:
     def read(self, step: int) -> dict[str, float]:
         """Returns metrics of the interval up to `step` and starts the next one."""
         values = jax.device_get(self.pending)
-        seconds = (time.perf_counter() - self.since) / max(len(values), 1)
+        seconds = time.perf_counter() - self.since
         sums: dict[str, float] = {}
         for one in values:
             step_sums = {name[5:]: float(value) for name, value in one.items() if name.startswith("sums/")}
@@ -347,13 +349,12 @@ class Meter:
                 sums = {name: sums.get(name, 0.0) + value for name, value in step_sums.items()}
         logged = self.experiment.task.summarize(sums) if sums else {}
         logged |= {name: float(v) for name, v in values[-1].items() if not name.startswith("sums/")}
-        speed = self.tokens_per_step / seconds
         logged |= {
             # A skipped step does not advance the optimizer, nor its schedule.
             "learning_rate": float(self.experiment.schedule(max(step - 1 - int(logged["skipped"]), 0))),
-            "tokens_per_second": speed,
-            "step_seconds": seconds,
-            "utilisation": peak.utilisation(speed * self.flops_per_token, self.peak),
+            "tokens_per_second": self.tokens / seconds,
+            "step_seconds": seconds / len(values),
+            "utilisation": peak.utilisation(self.flops / seconds, self.peak),
         }
         self._restart()
         return logged

@@ -1,36 +1,57 @@
+import jax
 import pytest
 
 from fastlm.measurement import flops
-from fastlm.models.config import ModelConfig
+from fastlm.models import Model, ModelConfig
+from fastlm.models.config import FEED_FORWARDS
+from fastlm.ops import paths
+
+TINY = {
+    "vocab_size": 40, "layers": 2, "width": 16, "kv_heads": 2, "bias": True, "max_length": 8, "positions": "learned",
+}  # fmt: skip
+
+
+def entries_in(cfg):
+    """Entries of all matrices that tokens are multiplied with, counted in the parameters."""
+    shapes = paths.flatten(jax.eval_shape(Model(cfg).init, jax.random.key(0)))
+    return sum(x.size for path, x in shapes.items() if len(x.shape) == 2 and not paths.matches("embedding", path))
 
 
 def test_gpt2_small_by_hand():
     # 12 layers of 12 * 768^2 entries and a head of 768 * 50257; attention 4 * 512 * 768 a layer.
     by_hand = 2 * (12 * 12 * 768**2 + 768 * 50257) + 12 * 4 * 512 * 768
-    assert flops.forward_flops_per_token(12 * 12 * 768**2 + 768 * 50257, [(12, 64)] * 12, 1024) == by_hand
     cfg = ModelConfig(vocab_size=50257, layers=12, width=768, heads=12, max_length=1024)
-    assert flops.model_flops_per_token(cfg, 1024) == by_hand
-
-
-def test_causal_halves_attention_only():
-    full = flops.forward_flops_per_token(1000, [(2, 8), (4, 8)], 64, causal=False)
-    causal = flops.forward_flops_per_token(1000, [(2, 8), (4, 8)], 64)
-    assert full - 2000 == 4 * 64 * 48 == 2 * (causal - 2000)
+    assert flops.forward_flops(cfg, 1, 1024) == 1024 * by_hand
+    assert flops.forward_flops(cfg, 3, 1024) == 3 * 1024 * by_hand
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", sorted(flops.FEED_FORWARD_MATRICES))
-def test_matrix_parameters_are_those_of_the_model(kind, tied):
-    import jax
-
-    from fastlm.models import Model
-    from fastlm.ops import paths
-
+@pytest.mark.parametrize("kind", FEED_FORWARDS)
+def test_entries_are_those_of_the_parameters(kind, tied):
     cfg = ModelConfig(
-        vocab_size=40, layers=2, width=16, heads=(4, 2), kv_heads=2, head_dim=(4, 8), feed_forward=kind,
-        feed_forward_width=(24, 40), tied_embeddings=tied, bias=True, max_length=8,
-    )  # fmt: skip
-    shapes = paths.flatten(jax.eval_shape(Model(cfg).init, jax.random.key(0)))
-    counted = sum(x.size for path, x in shapes.items() if len(x.shape) == 2 and not paths.matches("embedding", path))
-    head = 40 * 16 if tied else 0
-    assert flops.matrix_parameters(cfg) == counted + head
+        heads=(4, 2), head_dim=(4, 8), feed_forward=kind, feed_forward_width=(24, 40), tied_embeddings=tied, **TINY
+    )
+    counted = sum(flops.layer_entries(cfg.layer(i)) for i in range(2)) + flops.head_entries(cfg)
+    assert counted == entries_in(cfg) + (40 * 16 if tied else 0)
+
+
+@pytest.mark.parametrize(
+    ("head", "rows"), [("masked_language_model", 5 * 8), ("sequence", 5), ("tokens", 5 * 8), ("none", 0)]
+)
+def test_an_encoder_sees_all_tokens_and_its_head_as_many_vectors_as_it_reads(head, rows):
+    cfg = ModelConfig(family="encoder", heads=4, head=head, classes=3, pooler="tanh" * (head == "sequence"), **TINY)
+    tied = 40 * 16 if head == "masked_language_model" else 0
+    body = sum(flops.layer_entries(cfg.layer(i)) for i in range(2))
+    ends = entries_in(cfg) + tied - body
+    attention = 2 * 4 * 40 * 8 * 16  # layers * 4 * tokens * seen * width
+    assert flops.forward_flops(cfg, 5, 8) == 2 * 40 * body + attention + 2 * rows * ends
+
+
+def test_an_encoder_decoder_by_hand():
+    cfg = ModelConfig(family="encoder_decoder", encoder_layers=1, heads=2, tied_embeddings=True, **TINY)
+    width, rows, length, source = 16, 3, 4, 6
+    encoder = rows * source * (2 * 12 * width**2 + 4 * source * width)
+    own = rows * length * (2 * 12 * width**2 + 4 * length / 2 * width)
+    cross = rows * (length * 2 * 2 * width**2 + source * 2 * 2 * width**2 + length * 4 * source * width)
+    head = rows * length * 2 * width * 40
+    assert flops.forward_flops(cfg, rows, length, source) == encoder + 2 * (own + cross) + head

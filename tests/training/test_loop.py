@@ -82,8 +82,8 @@ def test_resuming_equals_running_straight_bit_for_bit(train, tmp_path):
 def test_sigterm_saves_the_step_in_hand(train, tmp_path, monkeypatch):
     original = loop.Meter.add
 
-    def add(self, values):
-        original(self, values)
+    def add(self, values, batch):
+        original(self, values, batch)
         if len(self.pending) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -107,7 +107,7 @@ def test_the_host_runs_few_steps_ahead_or_a_sigterm_would_wait_for_a_whole_log_i
     meter = loop.Meter.__new__(loop.Meter)
     meter.pending = []
     for step in range(5):
-        meter.add({"loss": Value(step)})
+        meter.pending.append({"loss": Value(step)})
         meter.wait_for_the_last_but(2)
     assert waited == [0, 1, 2]
 
