@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # fastlm.tasks.language_modeling.make
+    # the class of fastlm.tasks.KINDS[name]; another task brings its own keys
     config.task = ConfigDict({"name": "language_modeling", "z_loss": 0.0, "label_smoothing": 0.0})
 
     # fastlm.models.ModelConfig; 0 means "derive it"
@@ -77,13 +77,15 @@ def get_config() -> ConfigDict:
     # fastlm.data.tokenizers.make
     config.tokenizer = ConfigDict({"kind": "bpe", "path": "", "vocab_size": 4096})
 
-    # fastlm.data.pipeline.training_batches; sources are (spec, weight in tokens)
+    # fastlm.data.settings.Data; sources are (spec, share)
     config.data = ConfigDict(
         {
             "sources": (("state_of_the_union", 1.0),),
             "split": "train",
             "length": 256,
+            "source_length": 0,
             "batch_size": 16,
+            "buckets": (),
             "mode": "packed",
             "packing": "concat",
             "shards": 0,
@@ -92,7 +94,7 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # fastlm.training.settings.Evaluation
+    # fastlm.data.settings.Evaluation
     config.evaluation = ConfigDict(
         {"every": 250, "batches": 20, "split": "validation", "final_split": "test", "batch_size": 0, "overlap": 0}
     )

@@ -6,10 +6,11 @@ is a `UserError` naming section, key, and the nearest valid key. Below this modu
 ConfigDict. Lists become tuples, whole numbers are accepted where fractions are meant.
 """
 
+import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastlm.errors import UserError, nearest
@@ -45,6 +46,23 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     if _accepts(hint, float) and not _accepts(hint, int) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def at_least(section: str, settings: Any, **least: int) -> None:
+    """Checks fields of a section against the least they may be."""
+    for key, value in least.items():
+        if getattr(settings, key) < value:
+            raise UserError(f"config.{section}.{key}: must be at least {value}, got {getattr(settings, key)}")
+
+
+@contextlib.contextmanager
+def naming(section: str) -> Iterator[None]:
+    """Names the section in what a part below, which knows no config, has to say."""
+    try:
+        yield
+    except UserError as error:
+        known = str(error).startswith("config.")
+        raise UserError(str(error) if known else f"config.{section}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -5,17 +5,19 @@ pipeline knows (`text:my/*.txt`, `jsonl:my.jsonl#body`, `python_stdlib`). Prints
 and one of JSON.
 """
 
+import dataclasses
 import json
 
 import jax
 from absl import flags
 
-from fastlm import command_line
-from fastlm.data.evaluation import evaluation_batches
+from fastlm import command_line, configuration, tasks
+from fastlm.data.settings import Data, Evaluation
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
-from fastlm.training import build, evaluation, restore
+from fastlm.tasks.kind import Scored, Trained
+from fastlm.training import restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
@@ -31,8 +33,11 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 16, "rows per batch; rounded up to a multiple of the devices", lower_bound=1
 )
 BATCHES = flags.DEFINE_integer("batches", 0, "score only this many batches; 0 scores all", lower_bound=0)
+OUTPUTS = flags.DEFINE_integer("outputs", 0, "print so many of the model's answers, for tasks that have them")
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
+
+USER_FILES = ("text", "jsonl", "tsv", "csv")
 
 
 def main() -> None:
@@ -40,37 +45,38 @@ def main() -> None:
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
-    metrics = score(restored, mesh)
+    scored = score(restored, mesh)
+    metrics = scored.metrics
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if multihost.is_primary():
         print(f"step {restored.step}: {shown}")
+        for output in scored.outputs[: OUTPUTS.value]:
+            print(json.dumps(output, ensure_ascii=False))
         print(json.dumps({"workdir": WORKDIR.value, "step": restored.step, "metrics": metrics}))
 
 
-def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> dict[str, float]:
+def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> Scored:
     """Scores the source and split that the flags name."""
-    data, settings = restored.about["config"]["data"], restored.about["config"].get("evaluation", {})
-    sources = tuple((source, 1.0) for source in SOURCE.value) or data["sources"]
-    user_files = SOURCE.value and SOURCE.value[0].startswith(("text:", "jsonl:"))
-    length, context = LENGTH.value or data.get("length", 256), restored.model.cfg.max_length
+    config = restored.about["config"]
+    data = configuration.make(Data, "data", config["data"])
+    evaluation = configuration.make(Evaluation, "evaluation", config.get("evaluation", {}))
+    sources = tuple((source, 1.0) for source in SOURCE.value) or data.sources
+    length, context = LENGTH.value or data.length, restored.model.cfg.max_length
     if length > context:
         raise UserError(f"--length: {length} is more than the model's context of {context} tokens (model.max_length)")
-    overlap = OVERLAP.value if OVERLAP.value >= 0 else settings.get("overlap", 0)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    batches = evaluation_batches(
-        sources,
-        restored.tokenizer,
-        split=SPLIT.value or ("all" if user_files else settings.get("final_split") or "test"),
-        length=length,
+    data = dataclasses.replace(data, sources=sources, length=length)
+    evaluation = dataclasses.replace(
+        evaluation,
         batch_size=-(-BATCH_SIZE.value // devices) * devices,
-        overlap=overlap,
-        limit=BATCHES.value,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        data_dir=data.get("data_dir"),
+        overlap=OVERLAP.value if OVERLAP.value >= 0 else evaluation.overlap,
     )
-    task = build.make_task(dict(restored.about["config"].get("task", {})), restored.model, restored.tokenizer)
-    return evaluation.evaluate_documents(jax.jit(task.predict), task, {"model": restored.params}, batches, mesh)
+    user_files = SOURCE.value and SOURCE.value[0].partition(":")[0] in USER_FILES
+    split = SPLIT.value or ("all" if user_files else evaluation.final_split or "test")
+    kind = tasks.make_kind(config.get("task", {}))
+    task = kind.make(restored.model, restored.tokenizer)
+    trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
+    return kind.score(trained, data, evaluation, split, BATCHES.value)
 
 
 if __name__ == "__main__":

@@ -428,5 +428,5 @@ def test_a_config_that_does_not_fit_the_checkpoint(run_copy, config_file, overri
 def test_workdirs_that_are_no_folder(config_file, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    refuses(f"{file}/checkpoints", "train", "--config", config_file, "--workdir", file)
+    refuses(f"{file}: could not be written", "train", "--config", config_file, "--workdir", file)
     assert file.read_text() == "mine"

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from configs import base
 from fastlm import command_line
+from fastlm.data import settings as data_settings
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig
 from fastlm.parallel import mesh
-from fastlm.tasks import language_modeling
+from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.training import build, optimizers, schedules, settings
 
 ROOT = Path(__file__).parent.parent
@@ -24,12 +25,12 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem !
 
 # section -> what takes its keys, and the arguments that come from elsewhere
 TARGETS = {
-    "task": (language_modeling.make, {"model", "token_bytes"}),
+    "task": (LanguageModeling, set()),
     "model": (ModelConfig, set()),
     "compute": (Compute, set()),
     "tokenizer": (tokenizers.make, {"documents", "data_dir"}),
-    "data": (settings.Data, set()),
-    "evaluation": (settings.Evaluation, set()),
+    "data": (data_settings.Data, set()),
+    "evaluation": (data_settings.Evaluation, set()),
     "optimizer": (optimizers.make, {"learning_rate", "params"}),
     "schedule": (schedules.make, {"steps"}),
     "training": (settings.Training, set()),

@@ -20,7 +20,8 @@ import jax
 from absl import flags
 
 from fastlm import command_line
-from fastlm.training import build, evaluation, loop
+from fastlm.tasks import scoring
+from fastlm.training import build, loop
 
 FLAGS = flags.FLAGS
 
@@ -71,7 +72,7 @@ def _train(experiment: build.Experiment, steps: int, skip: int) -> tuple[float, 
         times = [time.perf_counter()]
         host = next(run.batches)
         times.append(time.perf_counter())
-        batch = jax.block_until_ready(evaluation.to_device(host, experiment.mesh))
+        batch = jax.block_until_ready(scoring.to_device(host, experiment.mesh))
         times.append(time.perf_counter())
         run.state, _ = jax.block_until_ready(run.train_step(run.state, experiment.task.constants, batch))
         times.append(time.perf_counter())
@@ -89,7 +90,7 @@ def _drain(experiment: build.Experiment, steps: int, skip: int) -> float:
         next(batches)
     started = time.perf_counter()
     for _ in range(steps):
-        jax.block_until_ready(evaluation.to_device(next(batches), experiment.mesh))
+        jax.block_until_ready(scoring.to_device(next(batches), experiment.mesh))
     seconds = time.perf_counter() - started
     batches.close()
     return seconds

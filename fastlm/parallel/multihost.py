@@ -52,6 +52,11 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def this_process() -> dict[str, int]:
+    """Returns process_index and process_count, as the data pipelines take them."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins each process's rows ([rows, ...] arrays) into global arrays cut along the batch axis."""
 

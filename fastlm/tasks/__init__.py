@@ -1,1 +1,25 @@
-"""What is learned: losses, metrics and predictions over a model."""
+"""What is learned: losses, metrics and predictions over a model. `KINDS` names what a config may choose."""
+
+from typing import Any
+
+from fastlm import configuration
+from fastlm.errors import UserError, nearest
+from fastlm.tasks.kind import TaskKind
+from fastlm.tasks.language_modeling import LanguageModeling
+
+KINDS: dict[str, type[TaskKind]] = {
+    "language_modeling": LanguageModeling,
+}
+
+
+def make_kind(values: dict[str, Any]) -> TaskKind:
+    """Returns the task kind that the section `config.task` describes.
+
+    Raises:
+      UserError: an unknown name or key.
+    """
+    rest = dict(values)
+    name = rest.pop("name", "language_modeling")
+    if name not in KINDS:
+        raise UserError(f"config.task.name: unknown '{name}'{nearest(name, KINDS) or '; one of: ' + ', '.join(KINDS)}")
+    return configuration.make(KINDS[name], "task", rest)

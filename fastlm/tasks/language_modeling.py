@@ -5,6 +5,7 @@ different tokenizers compare; end-of-document tokens cost bits but stand for no 
 per token and compares only within one tokenizer.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,10 +13,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
 from fastlm.models import Model, abstract
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.tasks.kind import TextKind
 from fastlm.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModeling(TextKind):
+    """The kind "language_modeling"; see `make` for the fields."""
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    head = "language_model"
+    families = ("decoder",)
+
+    def __post_init__(self) -> None:
+        if not self.z_loss >= 0 or not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"config.task: z_loss must not be negative (got {self.z_loss}), label_smoothing must lie in [0, 1) "
+                f"(got {self.label_smoothing})"
+            )
+
+    def make(self, model: Model, tokenizer: Tokenizer) -> Task:
+        """Returns the task."""
+        return make(model, tokenizer.token_bytes, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
 
 
 def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Task:
@@ -29,11 +54,6 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
       label_smoothing: share of the target spread evenly over the vocabulary.
     """
 
-    if not z_loss >= 0 or not 0 <= label_smoothing < 1:
-        raise UserError(
-            f"config.task: z_loss must not be negative (got {z_loss}), label_smoothing must lie in [0, 1) "
-            f"(got {label_smoothing})"
-        )
     unused = model.cfg.vocab_size - len(token_bytes)
 
     def loss(weights, constants, carry, batch, step, rng):

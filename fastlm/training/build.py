@@ -15,19 +15,20 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from fastlm import configuration
+from fastlm import configuration, tasks
+from fastlm.configuration import naming
 from fastlm.data import pipeline, sources, tokenizers
-from fastlm.data.evaluation import evaluation_batches as held_out_batches
+from fastlm.data.settings import Data, Evaluation
 from fastlm.decoding import sample as sampling
 from fastlm.errors import UserError, nearest
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.parallel import mesh as meshes
-from fastlm.tasks import language_modeling
+from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.task import Task
 from fastlm.training import optimizers, schedules
 from fastlm.training import state as states
 from fastlm.training.precision import loss_scale_for
-from fastlm.training.settings import Checkpoint, Data, Evaluation, Logging, Sample, Training, naming
+from fastlm.training.settings import Checkpoint, Logging, Sample, Training
 
 # Sections that are values; those in PARTS are the arguments of what they make.
 SETTINGS: dict[str, type] = {
@@ -51,6 +52,7 @@ class Experiment:
     seed: int
     model: Model
     tokenizer: tokenizers.Tokenizer
+    kind: TaskKind
     task: Task
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -78,9 +80,6 @@ class Experiment:
         )
 
 
-TASKS: dict[str, Callable[..., Task]] = {"language_modeling": language_modeling.make}
-
-
 def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     """Checks a config and makes its parts.
 
@@ -102,17 +101,20 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     if evaluation.batch_size:
         _check_batch("evaluation.batch_size", evaluation.batch_size, 1, mesh)
 
+    kind = tasks.make_kind(section("task"))
     with naming("tokenizer"):
         tokenizer = make_tokenizer(section("tokenizer"), data)
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
+    with naming("data"):
+        cfg = kind.fit(cfg, tokenizer, data)
     _check_prompts(sample.prompts, tokenizer, cfg.max_length)
     model = Model(cfg, compute)
-    task = make_task(section("task"), model, tokenizer)
+    task = kind.make(model, tokenizer)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
     optimizer = configuration.make(
         optimizers.make, "optimizer", section("optimizer"), learning_rate=schedule, params=shapes
     )
-    eval_batches = functools.partial(_eval_batches, data, evaluation, tokenizer)
+    eval_batches = functools.partial(_naming_data(kind.eval_batches), cfg, tokenizer, data, evaluation)
     for split in {evaluation.split, evaluation.final_split} - {""}:
         eval_batches(split, 1)  # a missing split should not wait for the first evaluation
     return Experiment(
@@ -121,41 +123,25 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         seed=seed,
         model=model,
         tokenizer=tokenizer,
+        kind=kind,
         task=task,
         optimizer=optimizer,
         schedule=schedule,
         mesh=mesh,
-        train_batches=functools.partial(_train_batches, data, tokenizer, seed),
+        train_batches=functools.partial(_naming_data(kind.train_batches), cfg, tokenizer, data, seed),
         eval_batches=eval_batches,
         **chosen,
     )
 
 
-def _train_batches(data: Data, tokenizer: tokenizers.Tokenizer, seed: int) -> pipeline.BatchIterator:
-    arguments = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    with naming("data"):
-        return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **_processes())
+def _naming_data(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Names the section in what the data has to say."""
 
+    def named(*arguments: Any, **more: Any) -> Any:
+        with naming("data"):
+            return make(*arguments, **more)
 
-def _eval_batches(
-    data: Data, evaluation: Evaluation, tokenizer: tokenizers.Tokenizer, split: str, limit: int = 0
-) -> Iterator[dict]:
-    with naming("data, config.evaluation"):
-        return held_out_batches(
-            data.sources,
-            tokenizer,
-            split=split,
-            length=data.length,
-            batch_size=evaluation.batch_size or data.batch_size,
-            overlap=evaluation.overlap,
-            limit=limit,
-            data_dir=data.data_dir,
-            **_processes(),
-        )
-
-
-def _processes() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return named
 
 
 def make_tokenizer(values: dict[str, Any], data: Data) -> tokenizers.Tokenizer:
@@ -178,14 +164,6 @@ def fit_vocabulary(cfg: ModelConfig, tokenizer: tokenizers.Tokenizer, length: in
     if length > cfg.max_length:
         raise UserError(f"config.data.length: {length} is more than config.model.max_length {cfg.max_length}; raise it")
     return cfg
-
-
-def make_task(values: dict[str, Any], model: Model, tokenizer: tokenizers.Tokenizer) -> Task:
-    """Makes the task that `config.task.name` names."""
-    name = values.pop("name", "language_modeling")
-    if name not in TASKS:
-        raise UserError(f"config.task.name: unknown '{name}'{nearest(name, TASKS) or '; one of: ' + ', '.join(TASKS)}")
-    return configuration.make(TASKS[name], "task", values, model=model, token_bytes=tokenizer.token_bytes)
 
 
 def _checked_ints(name: str, values: dict[str, Any]) -> dict[str, int]:

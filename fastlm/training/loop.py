@@ -21,12 +21,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fastlm.data.settings import Data
 from fastlm.errors import UserError
 from fastlm.measurement import flops, peak
 from fastlm.models import ModelConfig
 from fastlm.parallel import multihost
+from fastlm.tasks import scoring
+from fastlm.tasks.kind import Scored, Trained
 from fastlm.training import checkpoints as checkpoint_files
-from fastlm.training import evaluation, metrics, progress, workdir_files
+from fastlm.training import metrics, progress, workdir_files
 from fastlm.training import state as states
 from fastlm.training.build import Experiment
 from fastlm.training.step import make_eval_step, make_train_step
@@ -124,7 +127,6 @@ class Run:
         )
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.placement, None))
         self.eval_step = jax.jit(make_eval_step(experiment.task))
-        self.predict = jax.jit(experiment.task.predict)
 
     # --- restoring and saving --------------------------------------------------------------------
 
@@ -182,14 +184,15 @@ class Run:
         """Scores a split (its first `limit` batches; 0 for all)."""
         e = self.experiment
         batches = e.eval_batches(split, limit)
-        return evaluation.evaluate(
+        return scoring.evaluate(
             self.eval_step, e.task, self.params(), self.state.compression, self.state.step, batches, e.mesh
         )
 
-    def evaluate_documents(self, split: str) -> dict[str, float]:
-        """Scores a whole split, with the standard error over its documents."""
+    def score(self, split: str) -> Scored:
+        """Scores a whole split as the task is scored for good."""
         e = self.experiment
-        return evaluation.evaluate_documents(self.predict, e.task, self.weights(), e.eval_batches(split, 0), e.mesh)
+        trained = Trained(e.model, e.task, self.weights(), e.tokenizer, e.mesh)
+        return e.kind.score(trained, e.data, e.evaluation, split)
 
 
 def run(experiment: Experiment, *, profile: bool = False, say: Callable[[str], None] = print) -> Result:
@@ -242,7 +245,7 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest, matmu
             trace = current.profile and current.step == first + 3
             if trace:
                 jax.profiler.start_trace(str(e.workdir / "profile"))
-            batch = evaluation.to_device(next(current.batches), e.mesh)
+            batch = scoring.to_device(next(current.batches), e.mesh)
             current.state, values = current.train_step(current.state, e.task.constants, batch)
             current.step += 1
             meter.add(values, batch)
@@ -279,7 +282,11 @@ def _finish(current: Run, writer: metrics.MetricsWriter | None) -> None:
     """Scores the final split; without a writer (the run was finished before) nothing is logged twice."""
     split = current.experiment.evaluation.final_split
     if split:
-        final = current.evaluate_documents(split)
+        scored = current.score(split)
+        final = scored.metrics
+        if scored.outputs and multihost.is_primary():
+            lines = "".join(json.dumps(output, ensure_ascii=False) + "\n" for output in scored.outputs)
+            workdir_files.write_whole(current.experiment.workdir / "predictions.jsonl", lines)
         if writer is not None:
             writer.write(current.step, final, prefix=split)
         current.say(_line(current.step, split, final))
@@ -377,11 +384,11 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
       UserError: architecture, tokenizer, data or optimizer differ; the message names the key.
     """
     now = json.loads(json.dumps(describe(experiment)))
-    # Through today's ModelConfig: what an older version did not know yet has its default.
-    saved = json.loads(ModelConfig.from_json(json.dumps(about["model"])).to_json())
-    sections = {"model": (saved, now["model"])}
-    for name in ("data", "optimizer", "training", "compute"):
-        sections[name] = (about["config"].get(name, {}), now["config"].get(name, {}))
+    both = lambda name: (about["config"].get(name, {}), now["config"].get(name, {}))
+    sections = {
+        "model": tuple(_with_defaults(ModelConfig, values) for values in (about["model"], now["model"])),
+        "data": tuple(_with_defaults(Data, values) for values in both("data")),
+    } | {name: both(name) for name in ("optimizer", "training", "compute")}
     keys = {name: sorted(set().union(*sections[name])) for name in ("model", "data")}
     whole = [(name, key, lambda value: value) for name in keys for key in keys[name]]
     for name, key, structure in (*whole, *STRUCTURE):
@@ -393,6 +400,12 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
             )
     if about["tokenizer"] != now["tokenizer"]:
         raise UserError(f"{experiment.workdir} holds a run with another tokenizer; use another --workdir")
+
+
+def _with_defaults(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Adds today's defaults of what an older version did not know yet."""
+    fields = [field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
+    return json.loads(json.dumps({field.name: field.default for field in fields})) | values
 
 
 def _write_description(experiment: Experiment) -> None:

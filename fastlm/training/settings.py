@@ -1,29 +1,10 @@
 """The sections of a config that say how a run goes, as typed values that check themselves."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
+from fastlm.configuration import at_least, naming
 from fastlm.decoding import sample as sampling
 from fastlm.errors import UserError
-
-
-def at_least(section: str, settings: Any, **least: int) -> None:
-    """Checks fields of a section against the least they may be."""
-    for key, value in least.items():
-        if getattr(settings, key) < value:
-            raise UserError(f"config.{section}.{key}: must be at least {value}, got {getattr(settings, key)}")
-
-
-@contextlib.contextmanager
-def naming(section: str) -> Iterator[None]:
-    """Names the section in what a part below, which knows no config, has to say."""
-    try:
-        yield
-    except UserError as error:
-        known = str(error).startswith("config.")
-        raise UserError(str(error) if known else f"config.{section}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,52 +27,6 @@ class Training:
         at_least("training", self, steps=1, accumulation=1, max_skipped=1)
         if not 0 <= self.average_decay < 1:
             raise UserError(f"config.training.average_decay: must be in [0, 1), got {self.average_decay}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What is trained on; the arguments of `data.pipeline.training_batches`.
-
-    Attributes:
-      sources: pairs (spec, share of the tokens).
-      length, batch_size: T and B of a global batch.
-    """
-
-    sources: tuple[tuple[str, float], ...]
-    split: str = "train"
-    length: int = 256
-    batch_size: int = 16
-    mode: str = "packed"
-    packing: str = "concat"
-    shards: int = 0
-    prefetch: int = 2
-    data_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        at_least("data", self, length=1, batch_size=1, shards=0, prefetch=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What is scored, and when.
-
-    Attributes:
-      every: steps between evaluations; 0 evaluates only at the end.
-      batches: batches per evaluation while training; 0 takes the whole split.
-      split, final_split: scored while training, and once at the end ("" for neither).
-      batch_size: rows; 0 takes that of training.
-      overlap: tokens of context repeated, unscored, at the start of each window after a document's first.
-    """
-
-    every: int = 500
-    batches: int = 20
-    split: str = "validation"
-    final_split: str = "test"
-    batch_size: int = 0
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        at_least("evaluation", self, every=0, batches=0, batch_size=0, overlap=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_a_finished_run_stays_finished(train):
 
 
 def test_steps_without_finite_gradients_stop_the_run_and_name_the_last_good_checkpoint(train, monkeypatch):
-    original = loop.evaluation.to_device
+    original = loop.scoring.to_device
     count = iter(range(100))
 
     def poison(batch, mesh):
@@ -137,7 +137,7 @@ def test_steps_without_finite_gradients_stop_the_run_and_name_the_last_good_chec
             batch = dict(batch, loss_mask=batch["loss_mask"] * np.float32("inf"))
         return original(batch, mesh)
 
-    monkeypatch.setattr(loop.evaluation, "to_device", poison)
+    monkeypatch.setattr(loop.scoring, "to_device", poison)
     with pytest.raises(UserError, match=r"no finite gradients.*last good checkpoint is .*/8;") as caught:
         train(training__max_skipped=3, evaluation__split="", training__steps=40)
     assert "\n" not in str(caught.value)

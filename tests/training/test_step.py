@@ -11,9 +11,9 @@ import pytest
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks import language_modeling
+from fastlm.tasks.scoring import to_device
 from fastlm.tasks.task import Compression
 from fastlm.training import precision, state
-from fastlm.training.evaluation import to_device
 from fastlm.training.step import make_eval_step, make_train_step
 
 CFG = ModelConfig(vocab_size=32, max_length=16, layers=2, width=32, heads=4, kv_heads=2)

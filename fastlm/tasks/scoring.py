@@ -1,4 +1,4 @@
-"""Scoring parameters on a split: sums over batches, or per document with a standard error.
+"""Scoring a task on a split: sums over batches, or per document with a standard error.
 
 Notable: sums are added in Python floats (float64) over batches, then a task's `summarize` turns
 totals into metrics, so the result does not depend on how the split was batched.

@@ -1,0 +1,116 @@
+"""What a run has to know of its task by name: which data, which head, how the end result is scored.
+
+Notable: a kind is a frozen dataclass. Its fields are the keys of `config.task`; its methods make the
+parts, each from what stands below it. The train step never sees it: it sees the `Task` made here.
+Adding a task is one file and one line of `tasks.KINDS`.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fastlm.data import pipeline
+from fastlm.data.evaluation import evaluation_batches
+from fastlm.data.settings import Data, Evaluation
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.errors import UserError
+from fastlm.models import Model, ModelConfig
+from fastlm.parallel import multihost
+from fastlm.tasks.scoring import HostBatch, evaluate_documents
+from fastlm.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What is scored: a model with its weights, in `{"model": ...}`, as a task's forward pass sees them."""
+
+    model: Model
+    task: Task
+    weights: Any
+    tokenizer: Tokenizer
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Metrics of a split, and what the model said to read beside what was expected (JSON-able dicts)."""
+
+    metrics: dict[str, float]
+    outputs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+class TaskKind(ABC):
+    """See the header. `head` is what the model needs on top, `families` what it may be."""
+
+    head: str
+    families: tuple[str, ...]
+
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Returns the architecture with what follows from the task filled in.
+
+        Raises:
+          UserError: the architecture cannot do the task.
+        """
+        del tokenizer, data
+        if cfg.family not in self.families:
+            raise UserError(
+                f"config.model.family: '{cfg.family}' cannot do this task; one of: {', '.join(self.families)}"
+            )
+        return dataclasses.replace(cfg, head=self.head)
+
+    @abstractmethod
+    def make(self, model: Model, tokenizer: Tokenizer) -> Task:
+        """Returns the task."""
+
+    @abstractmethod
+    def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> Any:
+        """Returns an endless, resumable iterator over this process's batches (see `data.batch_iterator`)."""
+
+    @abstractmethod
+    def eval_batches(
+        self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, evaluation: Evaluation, split: str, limit: int
+    ) -> Iterator[HostBatch]:
+        """Returns one pass over a split, its first `limit` batches if that is not 0."""
+
+    @abstractmethod
+    def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
+        """Scores a split as its literature does, with a standard error over examples where there is one."""
+
+
+class TextKind(TaskKind):
+    """A task on running text: documents, tokenized and packed into rows."""
+
+    def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> pipeline.BatchIterator:
+        """Returns packed or streamed rows."""
+        del cfg
+        names = ("sources", "split", "length", "batch_size", "mode", "packing", "shards", "prefetch", "data_dir")
+        arguments = {name: getattr(data, name) for name in names}
+        return pipeline.training_batches(tokenizer=tokenizer, seed=seed, **arguments, **multihost.this_process())
+
+    def eval_batches(
+        self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, evaluation: Evaluation, split: str, limit: int
+    ) -> Iterator[HostBatch]:
+        """Returns rows in which every token of the split is scored once."""
+        del cfg
+        return evaluation_batches(
+            data.sources,
+            tokenizer,
+            split=split,
+            length=data.length,
+            batch_size=evaluation.batch_size or data.batch_size,
+            overlap=evaluation.overlap,
+            limit=limit,
+            data_dir=data.data_dir,
+            **multihost.this_process(),
+        )
+
+    def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
+        """Scores every token, with the standard error over documents."""
+        cfg, tokenizer = trained.model.cfg, trained.tokenizer
+        batches = self.eval_batches(cfg, tokenizer, data, evaluation, split, limit)
+        predict = jax.jit(trained.task.predict)
+        return Scored(evaluate_documents(predict, trained.task, trained.weights, batches, trained.mesh))
