@@ -1,6 +1,7 @@
 """Overrides on the command line, and that configs and code know the same keys."""
 
 import contextlib
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig
 from fastlm.parallel import mesh
+from fastlm.tasks import KINDS
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.training import build, optimizers, schedules, settings
 
@@ -143,7 +145,10 @@ def test_configs_override_values_and_add_no_keys(path):
     config = command_line.load_config(str(path), [])
     assert set(config) == set(base.get_config())
     for section, values in base.get_config().to_dict().items():
-        if isinstance(values, dict):
+        if section == "task":  # whose keys are those of the kind it names
+            kind = KINDS[config["task"]["name"]]
+            assert config["task"].keys() - {"name"} <= {field.name for field in dataclasses.fields(kind)}
+        elif isinstance(values, dict):
             assert config[section].keys() == values.keys()
     assert "launch/local.sh -m fastlm.train --config" in path.read_text() or path.stem == "base"
     assert path.stem == "base" or len(path.read_text().splitlines()) <= 40

@@ -6,9 +6,11 @@ from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.language_modeling import LanguageModeling
+from fastlm.tasks.masked_language_modeling import MaskedLanguageModeling
 
 KINDS: dict[str, type[TaskKind]] = {
     "language_modeling": LanguageModeling,
+    "masked_language_modeling": MaskedLanguageModeling,
 }
 
 

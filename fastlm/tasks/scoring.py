@@ -30,7 +30,7 @@ def evaluate(
     eval_step: Callable, task: Task, params: Any, compression: Any, step: Any, batches: Iterable[HostBatch], mesh: Mesh
 ) -> dict[str, float]:
     """Returns the task's metrics over all batches."""
-    totals: dict[str, float] = defaultdict(float)
+    totals: dict[str, Any] = defaultdict(float)
     carry = None
     for batch in batches:
         batch = to_device(batch, mesh)
@@ -38,14 +38,14 @@ def evaluate(
             carry = task.carry(next(iter(batch.values())).shape[0])
         carry, sums = eval_step(params, compression, task.constants, carry, batch, step)
         for name, value in jax.device_get(sums).items():
-            totals[name] += float(value)
+            totals[name] = totals[name] + np.asarray(value, np.float64)
     return task.summarize(dict(totals)) if totals else {}
 
 
 def evaluate_documents(
     predict: Callable, task: Task, weights: Any, batches: Iterable[HostBatch], mesh: Mesh
 ) -> dict[str, float]:
-    """Returns the task's metrics, and for bits_per_byte its standard error over documents.
+    """Returns the task's metrics, with the standard error over documents of bits_per_byte, or else of the loss.
 
     Args:
       predict: jitted `task.predict`; returns per-token arrays [B, T] named like the task's sums.
@@ -69,6 +69,9 @@ def evaluate_documents(
         metrics["bits_per_byte_error"] = _ratio_error(
             [s["nll"] / math.log(2) for s in sums], [s["bytes"] for s in sums]
         )
+    elif len(sums) > 1:
+        metrics["loss_error"] = _ratio_error([s["nll"] for s in sums], [s["tokens"] for s in sums])
+    if len(sums) > 1:
         metrics["documents"] = float(len(sums))
     return metrics
 

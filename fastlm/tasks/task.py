@@ -40,12 +40,13 @@ class Task:
 
     Attributes:
       init: `(rng, model_params) -> params`, with the model's own under "model".
-      prepare: `(weights, constants, batch, step, rng) -> batch`, never differentiated.
+      prepare: `(weights, constants, batch, step, rng | None) -> batch`, never differentiated; without a key
+        (evaluation), deterministic.
       loss: `(weights, constants, carry, batch, step, rng | None) -> (total, count, (carry, aux))`: the summed
         loss, the number of things it sums over, the carry for the next batch (leading axis: batch rows),
-        and `aux["sums"]`, a dict of scalar sums from which `summarize` makes metrics. All of `aux` is summed
-        over microbatches, so whatever is in it must be a sum.
-      summarize: `(sums as floats) -> metrics`, plain Python on totals over any number of batches.
+        and `aux["sums"]`, a dict of sums (numbers or small arrays) from which `summarize` makes metrics. All
+        of `aux` is summed over microbatches, so whatever is in it must be a sum.
+      summarize: `(sums as float64) -> metrics`, plain Python on totals over any number of batches.
       predict: `(weights, constants, batch) -> outputs` for use after training.
       carry: `(rows) -> carry` at the start of an epoch.
       compression: see `Compression`.

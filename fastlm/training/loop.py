@@ -349,10 +349,10 @@ class Meter:
         """Returns metrics of the interval up to `step` and starts the next one."""
         values = jax.device_get(self.pending)
         seconds = time.perf_counter() - self.since
-        sums: dict[str, float] = {}
+        sums: dict[str, Any] = {}
         for one in values:
-            step_sums = {name[5:]: float(value) for name, value in one.items() if name.startswith("sums/")}
-            if all(map(np.isfinite, step_sums.values())):  # a skipped step counts in none of them
+            step_sums = {name[5:]: np.asarray(v, np.float64) for name, v in one.items() if name.startswith("sums/")}
+            if all(np.all(np.isfinite(v)) for v in step_sums.values()):  # a skipped step counts in none of them
                 sums = {name: sums.get(name, 0.0) + value for name, value in step_sums.items()}
         logged = self.experiment.task.summarize(sums) if sums else {}
         logged |= {name: float(v) for name, v in values[-1].items() if not name.startswith("sums/")}

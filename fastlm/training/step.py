@@ -73,6 +73,7 @@ def make_eval_step(task: Task) -> Callable[..., tuple[Any, Metrics]]:
 
     def eval_step(params, compression_state, constants, carry, batch, step):
         weights = task.compression.view(params, constants, compression_state, step, None)
+        batch = task.prepare(weights, constants, batch, step, None)
         _, _, (carry, aux) = task.loss(weights, constants, carry, batch, step, None)
         return carry, aux["sums"]
 

@@ -62,6 +62,11 @@ class Tokenizer(ABC):
         # A model may have its vocabulary padded to a multiple, so ids beyond V are possible.
         return self.pieces[token] if 0 <= token < len(self.pieces) else b""
 
+    def special(self, role: str) -> int | None:
+        """Returns the id of the special token that plays `role` ("mask", "class", "separator"), if there is one."""
+        del role
+        return None
+
     @abstractmethod
     def to_json(self) -> str:
         """Returns everything needed to make this tokenizer again, as JSON."""

@@ -49,6 +49,10 @@ class HuggingFaceTokenizer(Tokenizer):
         text = super().decode(ids)
         return text if self._spaces_are_text else text.removeprefix(" ")
 
+    def special(self, role: str) -> int | None:
+        """Returns the id of the token with the usual name for `role`."""
+        return next((token for name in _ROLES[role] if (token := self._library.token_to_id(name)) is not None), None)
+
     def to_json(self) -> str:
         """Returns the model and the special ids."""
         special = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
@@ -116,6 +120,11 @@ def _wordpiece_bytes(text: str) -> bytes:
     return text[2:].encode("utf-8") if text.startswith("##") else b" " + text.encode("utf-8")
 
 
+_ROLES = {
+    "mask": ("[MASK]", "<mask>"),
+    "class": ("[CLS]", "<s>"),
+    "separator": ("[SEP]", "</s>"),
+}
 _USUAL_NAMES = {
     "eos": ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]"),
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),

@@ -1,0 +1,157 @@
+"""Masked language modelling: words are hidden, and guessed from both sides (BERT, arXiv 1810.04805).
+
+Notable: a row hides a fixed share of its tokens, so shapes are static and the vocabulary is computed
+for hidden places only. Of the places 80% become the mask token, 10% another word, 10% stay (as in
+BERT; `mask_share` of 0.3 is worth trying, arXiv 2202.08005). In training the places follow from seed and step; in
+evaluation from the row itself, so every evaluation asks the same questions.
+Left out: whole-word masking, next-sentence prediction.
+
+Dims: B batch, T time, M masked places.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fastlm.data.settings import Data
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.errors import UserError
+from fastlm.models import Model, ModelConfig, abstract
+from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.tasks.kind import TextKind
+from fastlm.tasks.task import Batch, Task
+
+REPLACED = 0.8
+CHANGED = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModeling(TextKind):
+    """The kind "masked_language_modeling".
+
+    Attributes:
+      mask_share: of a row's tokens that are hidden.
+    """
+
+    mask_share: float = 0.15
+
+    head = "masked_language_model"
+    families = ("encoder",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_share < 1:
+            raise UserError(f"config.task.mask_share: must lie between 0 and 1, got {self.mask_share}")
+
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Makes room in the vocabulary for a mask token, where the tokenizer has none."""
+        cfg = super().fit(cfg, tokenizer, data)
+        return dataclasses.replace(cfg, vocab_size=max(cfg.vocab_size, mask_token(tokenizer) + 1))
+
+    def make(self, model: Model, tokenizer: Tokenizer) -> Task:
+        """Returns the task."""
+        hidden_from_masking = jnp.asarray(tokenizer.token_bytes == 0)
+        return make(model, mask_token(tokenizer), hidden_from_masking, self.mask_share)
+
+
+def mask_token(tokenizer: Tokenizer) -> int:
+    """The tokenizer's mask token, or the first id behind its vocabulary."""
+    own = tokenizer.special("mask")
+    return tokenizer.vocab_size if own is None else own
+
+
+def make(model: Model, mask_id: int, special: Array, mask_share: float) -> Task:
+    """Returns the task; `special` [V'] says which tokens are never hidden (they stand for no text)."""
+    ordinary = tuple(jnp.flatnonzero(~special).tolist())
+    lowest, highest = min(ordinary), max(ordinary)
+
+    def prepare(weights: Any, constants: Any, batch: Batch, step: Array, rng: Array | None) -> Batch:
+        del weights, step
+        tokens = batch["tokens"]
+        keys = _row_keys(tokens) if rng is None else jax.random.split(rng, tokens.shape[0])
+        asked = (batch["segment_ids"] > 0) & ~jnp.take(constants["special"], tokens, mode="fill", fill_value=True)
+        places, mask = jax.vmap(lambda key, row: choose(key, row, mask_share))(keys, asked)
+        targets = jnp.take_along_axis(tokens, places, axis=1)
+        fates = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), places.shape[1:]))(keys)
+        other = jax.vmap(
+            lambda key: jax.random.randint(jax.random.fold_in(key, 2), places.shape[1:], lowest, highest + 1)
+        )(keys)
+        shown = jnp.where(fates < REPLACED, mask_id, jnp.where(fates < REPLACED + CHANGED, other, targets))
+        shown = jnp.where(mask > 0, shown, targets)
+        rows = jnp.arange(tokens.shape[0])[:, None]
+        seen = tokens.at[rows, places].set(shown.astype(tokens.dtype))
+        kept = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
+        return kept | {"tokens": seen, "places": places, "targets": targets, "loss_mask": mask}
+
+    def at_places(weights: Any, batch: Batch, rng: Array | None) -> Float[Array, "B M D"]:
+        options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
+        hidden, _ = model.features(weights["model"], batch["tokens"], rng=rng, **options)
+        return jnp.take_along_axis(hidden, batch["places"][..., None], axis=1)
+
+    def loss(weights, constants, carry, batch, step, rng):
+        del constants, step
+        hidden, mask = at_places(weights, batch, rng), batch["loss_mask"]
+        total, scores = chunked_cross_entropy(
+            model.head,
+            model.head_params(weights["model"]),
+            hidden,
+            batch["targets"],
+            mask,
+            chunk=model.compute.loss_chunk,
+        )
+        sums = {
+            "nll": jnp.sum(scores.nll * mask),
+            "correct": jnp.sum(scores.correct * mask),
+            "tokens": jnp.sum(mask),
+        }
+        return total, sums["tokens"], (carry, {"sums": sums})
+
+    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, Array]:
+        asked = prepare(weights, constants, batch, jnp.zeros((), jnp.int32), None)
+        hidden, mask = at_places(weights, asked, None), asked["loss_mask"]
+        scores = chunked_scores(
+            model.head, model.head_params(weights["model"]), hidden, asked["targets"], chunk=model.compute.loss_chunk
+        )
+        rows = jnp.arange(mask.shape[0])[:, None]
+        spread = lambda values: jnp.zeros(batch["tokens"].shape).at[rows, asked["places"]].add(values * mask)
+        return {"nll": spread(scores.nll), "correct": spread(scores.correct), "tokens": spread(jnp.ones_like(mask))}
+
+    return Task(
+        init=lambda rng, model_params: {"model": model_params},
+        prepare=prepare,
+        loss=loss,
+        summarize=summarize,
+        predict=predict,
+        constants={"special": special},
+        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
+    )
+
+
+def choose(key: Array, asked: Array, share: float) -> tuple[Array, Array]:
+    """Draws places of one row [T] among those that may be asked.
+
+    Returns:
+      (places [M] int32, mask [M] float32): M is `share` of T, rounded up; the mask is 1 for `share` of the
+      real places (at least one where there is any), 0 for the rest.
+    """
+    size = max(1, math.ceil(share * asked.shape[0]))
+    order = jnp.where(asked, jax.random.uniform(key, asked.shape), 2.0)
+    places = jax.lax.top_k(-order, size)[1].astype(jnp.int32)
+    wanted = jnp.minimum(jnp.ceil(share * jnp.sum(asked)), size)
+    return places, (jnp.arange(size) < wanted).astype(jnp.float32)
+
+
+def summarize(sums: dict[str, Any]) -> dict[str, float]:
+    """Returns loss (nats per hidden token), perplexity over them and accuracy."""
+    tokens = max(sums["tokens"], 1.0)
+    loss = sums["nll"] / tokens
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / tokens}
+
+
+def _row_keys(tokens: Array) -> Array:
+    """A key for each row that depends on what stands in it only."""
+    words = tokens.astype(jnp.uint32) * (2 * jnp.arange(tokens.shape[1], dtype=jnp.uint32) + 1)
+    return jax.vmap(lambda word: jax.random.fold_in(jax.random.key(0), word))(jnp.sum(words, axis=1, dtype=jnp.uint32))
