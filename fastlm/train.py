@@ -76,17 +76,27 @@ def _report(experiment: build.Experiment, result: loop.Result, texts: list[str],
         print(f"\n--- sample ---\n{text}")
     if texts:
         workdir_files.write_whole(experiment.workdir / "samples.txt", "\n\n--- sample ---\n".join(texts) + "\n")
-    shown = {"bits_per_byte": "bits/byte", "loss": "loss", "perplexity": "perplexity"}
-    scores = ", ".join(f"{label} {result.metrics[k]:.4f}" for k, label in shown.items() if k in result.metrics)
-    error = result.metrics.get("bits_per_byte_error")
-    documents = f" (standard error {error:.4f} over {result.metrics['documents']:.0f} documents)" if error else ""
-    if scores:
-        print(f"\n{experiment.evaluation.final_split or experiment.evaluation.split}: {scores}{documents}")
+    if result.metrics:
+        print(f"\n{experiment.evaluation.final_split or experiment.evaluation.split}: {_scores(result.metrics)}")
     print(f"saved in {experiment.workdir}: checkpoints/, metrics.jsonl, tensorboard/, config.json, result.json")
-    print(
-        f"next: launch/local.sh -m fastlm.generate --workdir {experiment.workdir} --prompt 'Fellow citizens'",
-        flush=True,
-    )
+    language_model = experiment.model.cfg.family == "decoder" and experiment.model.cfg.head == "language_model"
+    follow = "generate" if language_model else "evaluate"
+    more = " --prompt 'Fellow citizens'" if language_model else " --outputs 5"
+    print(f"next: launch/local.sh -m fastlm.{follow} --workdir {experiment.workdir}{more}", flush=True)
+
+
+def _scores(metrics: dict[str, float]) -> str:
+    """Metrics on one line, each with its standard error where there is one."""
+    names = {"bits_per_byte": "bits/byte"}
+    counted = [f"over {metrics[unit]:.0f} {unit}" for unit in ("documents", "rows") if unit in metrics]
+    shown = []
+    for name, value in metrics.items():
+        if name.endswith("_error") or name in ("documents", "rows"):
+            continue
+        error = metrics.get(f"{name}_error")
+        more = "" if error is None else f" (standard error {' '.join([f'{error:.4f}', *counted])})"
+        shown.append(f"{names.get(name, name)} {value:.4f}{more}")
+    return ", ".join(shown)
 
 
 if __name__ == "__main__":

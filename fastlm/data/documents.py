@@ -2,8 +2,8 @@
 
 Notable: splits, and TFDS-like slices of them (``train[:10%]``, ``test[100:200]``), are views that
 hold indices, never copies of text; all of it pickles, so that worker processes can have it.
-Left out: fields other than the text; sources of pairs (translation) get their own view of the
-same builders.
+Left out: fields other than the text; rows of several fields (pairs, labelled examples) are
+`fastlm.data.examples`.
 """
 
 import hashlib
@@ -97,9 +97,13 @@ def apply_slice(documents: Documents, start: str, stop: str) -> Documents:
     """Returns the documents between two borders, each empty, a number, or a percentage."""
     if not start and not stop:
         return documents
-    count = len(documents)
+    return Selection(documents, slice_range(len(documents), start, stop), f"{documents.name}[{start}:{stop}]")
+
+
+def slice_range(count: int, start: str, stop: str) -> range:
+    """Returns which of `count` records lie between two borders, each empty, a number, or a percentage."""
     low, high, _ = slice(_border(start, count), _border(stop, count)).indices(count)
-    return Selection(documents, range(low, max(low, high)), f"{documents.name}[{start}:{stop}]")
+    return range(low, max(low, high))
 
 
 def _border(text: str, count: int) -> int | None:

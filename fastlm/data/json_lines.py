@@ -7,14 +7,13 @@ and line number, about 5% test and 5% validation.
 """
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastlm.data.directory import create_once
 from fastlm.data.documents import SPLITS, Documents, check_split, digest
-from fastlm.data.text_files import OPENERS, decode_utf8, decompressing, files_digest, hashed_split, matching_files
+from fastlm.data.text_files import decode_utf8, files_digest, hashed_split, matching_files, unpacked
 from fastlm.errors import UserError, nearest
 
 _CHUNK = 1 << 24
@@ -34,7 +33,7 @@ class JsonLines(Documents):
         check_split(split, (*SPLITS, "all"), f"jsonl:{pattern}")
         root, paths = matching_files(pattern, "jsonl")
         self._named = paths
-        self._paths = [_unpacked(path, data_dir) for path in paths]
+        self._paths = [unpacked(path, data_dir) for path in paths]
         table = [_lines(path, number) for number, path in enumerate(self._paths)]
         # [documents, 4]: file number, start and stop offset, line number from 1.
         self._table = np.concatenate(table)
@@ -64,19 +63,42 @@ class JsonLines(Documents):
 
 
 def _field_of(line: str, field: str, where: str) -> str:
+    record = parse_object(line, where)
+    if field not in record:
+        raise UserError(f"{where} has no field '{field}'{nearest(field, record)}: name another as 'jsonl:GLOB#FIELD'")
+    if not isinstance(record[field], str):
+        raise UserError(f"{where}: field '{field}' is no text but {type(record[field]).__name__}")
+    return check_characters(record[field], field, where)
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """Returns the JSON object of a line.
+
+    Raises:
+      UserError: there is none; `where` is its file and line.
+    """
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is no JSON ({error.msg} at column {error.colno}): mend or drop the line") from None
     if not isinstance(record, dict):
         raise UserError(f"{where} is no JSON object but a {type(record).__name__}: each line must be {{...}}")
-    if field not in record:
-        raise UserError(f"{where} has no field '{field}'{nearest(field, record)}: name another as 'jsonl:GLOB#FIELD'")
-    if not isinstance(record[field], str):
-        raise UserError(f"{where}: field '{field}' is no text but {type(record[field]).__name__}")
-    if any("\ud800" <= character <= "\udfff" for character in record[field]):
-        raise UserError(f"{where}: field '{field}' has half a surrogate pair (\\ud800-\\udfff), which is no character")
-    return record[field]
+    return record
+
+
+def check_characters(text: str, field: str, where: str) -> str:
+    """Returns `text` if every character of it can be encoded.
+
+    Raises:
+      UserError: JSON escapes made half a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: field '{field}' has half a surrogate pair (\\ud800-\\udfff), which is no character"
+        ) from None
+    return text
 
 
 def _lines(path: Path, number: int) -> np.ndarray:
@@ -91,17 +113,3 @@ def _lines(path: Path, number: int) -> np.ndarray:
     starts = np.concatenate([[0], stops[:-1] + 1]).astype(np.int64) if len(stops) else stops
     table = np.stack([np.full_like(starts, number), starts, stops, np.arange(1, len(starts) + 1)], axis=1)
     return table[stops - starts > 1]  # one byte can be no JSON object: blank, or the \r of a blank line
-
-
-def _unpacked(path: Path, data_dir: Path) -> Path:
-    opener = OPENERS.get(path.suffix)
-    if opener is None:
-        return path
-    stat = path.stat()
-    key = digest(str(path.resolve()), f"{stat.st_size} {stat.st_mtime_ns}")
-
-    def write(aside: Path) -> None:
-        with decompressing(path), opener(path, "rb") as packed, aside.open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
-
-    return create_once(data_dir / "unpacked" / key, write)

@@ -4,6 +4,9 @@
     lm1b  c4/en  wiki40b/en  tiny_shakespeare  ...                           any TFDS name, once prepared
     text:GLOB   jsonl:GLOB   jsonl:GLOB#FIELD                                the user's files
 
+Rows of fields are data sets of the same table; `fastlm.data.examples` reads them, and here one of
+their text fields can be named: python_docstrings#function.
+
 Notable: what needs no network is a TFDS builder too, prepared on first use under the data
 directory. A public name is only ever read here; `fastlm.data.prepare` fetches it.
 """
@@ -38,6 +41,10 @@ BUILT_IN = {
     "python_stdlib": BuiltIn("python_stdlib", "PythonStdlib"),
     "old_testament_en": BuiltIn("old_testament", "OldTestament", "en"),
     "old_testament_es": BuiltIn("old_testament", "OldTestament", "es"),
+    "old_testament_en_es": BuiltIn("old_testament_pairs", "OldTestamentEnEs"),
+    "python_docstrings": BuiltIn("python_docstrings", "PythonDocstrings"),
+    "state_of_the_union_passages": BuiltIn("state_of_the_union_passages", "StateOfTheUnionPassages"),
+    "synthetic_questions": BuiltIn("synthetic_questions", "SyntheticQuestions"),
 }
 
 
@@ -83,6 +90,26 @@ def prepare(name: str, data_dir: Path) -> Path:
     return tfds_documents.prepare_built_in(getattr(module, entry.builder), entry.configuration, data_dir)
 
 
+def data_set_folder(name: str, data_dir: Path, own_files: str = "text:GLOB or jsonl:GLOB") -> Path:
+    """Returns the folder of the data set `name`, prepared first if it is one of our own.
+
+    Args:
+      name: A key of `BUILT_IN`, or a TFDS name.
+      data_dir: Where prepared data lies.
+      own_files: What the message for an unknown name offers for the user's files.
+
+    Raises:
+      UserError: it is not on disk, or there in several configurations.
+    """
+    folder = prepare(name, data_dir) if name in BUILT_IN else tfds_documents.find_folder(name, data_dir)
+    if folder is None:
+        raise UserError(
+            f"no data set '{name}' under {data_dir}{nearest(name, BUILT_IN)} (a public TFDS data set is fetched "
+            f"once, by `{tfds_documents.prepare_command(name, data_dir)}`; your own files are {own_files})"
+        )
+    return folder
+
+
 def _load_split(spec: str, split: str, data_dir: Path) -> Documents:
     kind, separator, pattern = spec.partition(":")
     if separator and kind == "text":
@@ -91,10 +118,5 @@ def _load_split(spec: str, split: str, data_dir: Path) -> Documents:
         pattern, _, field = pattern.partition("#")
         return JsonLines(pattern, split, field=field or "text", data_dir=data_dir)
     name, _, field = spec.partition("#")
-    folder = prepare(name, data_dir) if name in BUILT_IN else tfds_documents.find_folder(name, data_dir)
-    if folder is None:
-        raise UserError(
-            f"no data set '{name}' under {data_dir}{nearest(name, BUILT_IN)} (a public TFDS data set is fetched "
-            f"once, by `{tfds_documents.prepare_command(name, data_dir)}`; your own files are text:GLOB or jsonl:GLOB)"
-        )
+    folder = data_set_folder(name, data_dir)
     return tfds_documents.TfdsDocuments(folder, name, split, field or "text")

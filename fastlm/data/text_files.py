@@ -8,15 +8,18 @@ empty, so each file is cut instead: the first 90% for train, then 5% and 5%, at 
 
 import bz2
 import contextlib
+import errno
 import glob
 import gzip
 import lzma
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fastlm.data.directory import create_once
 from fastlm.data.documents import SPLITS, Documents, check_split, digest
 from fastlm.errors import UserError
 
@@ -137,7 +140,28 @@ def decompressing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # no fault of the file's: what it is unpacked to does not fit
         raise UserError(f"{path} does not decompress ({error}): fetch it again or leave it out") from None
+
+
+def unpacked(path: Path, data_dir: Path) -> Path:
+    """Returns a file with random access: `path`, or a compressed one's content, kept under `data_dir`.
+
+    Raises:
+      UserError: the compressed file is damaged.
+    """
+    opener = OPENERS.get(path.suffix)
+    if opener is None:
+        return path
+    stat = path.stat()
+    key = digest(str(path.resolve()), f"{stat.st_size} {stat.st_mtime_ns}")
+
+    def write(aside: Path) -> None:
+        with decompressing(path), opener(path, "rb") as packed, aside.open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
+
+    return create_once(data_dir / "unpacked" / key, write)
 
 
 def _size(path: Path) -> int:

@@ -38,7 +38,7 @@ class TfdsDocuments(Documents):
         """
         self._folder, self._split, self.field = folder, split, field
         self._opened: Any = None
-        builder = _open(folder, source)
+        builder = open_builder(folder, source)
         check_split(split, builder.info.splits, source)
         _check_field(builder, field, source)
         info = builder.info.splits[split]
@@ -55,7 +55,7 @@ class TfdsDocuments(Documents):
 
     def __getitem__(self, index: int) -> str:
         if self._opened is None:
-            self._opened = _open(self._folder, self.name).as_data_source(split=self._split)
+            self._opened = open_builder(self._folder, self.name).as_data_source(split=self._split)
         value = self._opened[index][self.field]
         try:
             return value.decode("utf-8") if isinstance(value, bytes) else str(value)
@@ -119,7 +119,12 @@ def _quiet_tfds() -> Iterator[None]:
         yield
 
 
-def _open(folder: Path, source: str) -> Any:
+def open_builder(folder: Path, source: str) -> Any:
+    """Returns the TFDS builder of the data set in `folder`; `source` is what messages call it.
+
+    Raises:
+      UserError: the folder holds no data set, or one in a format without random access.
+    """
     import tensorflow_datasets as tfds
 
     try:

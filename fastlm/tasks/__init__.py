@@ -1,14 +1,17 @@
 """What is learned: losses, metrics and predictions over a model. `KINDS` names what a config may choose."""
 
+import dataclasses
 from typing import Any
 
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
+from fastlm.tasks.classification import Classification
 from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.tasks.masked_language_modeling import MaskedLanguageModeling
 
 KINDS: dict[str, type[TaskKind]] = {
+    "classification": Classification,
     "language_modeling": LanguageModeling,
     "masked_language_modeling": MaskedLanguageModeling,
 }
@@ -25,3 +28,9 @@ def make_kind(values: dict[str, Any]) -> TaskKind:
     if name not in KINDS:
         raise UserError(f"config.task.name: unknown '{name}'{nearest(name, KINDS) or '; one of: ' + ', '.join(KINDS)}")
     return configuration.make(KINDS[name], "task", rest)
+
+
+def describe_kind(kind: TaskKind) -> dict[str, Any]:
+    """Returns the values that make `kind` again."""
+    name = next(name for name, made in KINDS.items() if type(kind) is made)
+    return {"name": name, **dataclasses.asdict(kind)}

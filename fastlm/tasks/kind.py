@@ -7,13 +7,14 @@ Adding a task is one file and one line of `tasks.KINDS`.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from fastlm.data import pipeline
+from fastlm.data import pipeline, sources
+from fastlm.data.documents import Documents
 from fastlm.data.evaluation import evaluation_batches
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
@@ -49,6 +50,19 @@ class TaskKind(ABC):
     head: str
     families: tuple[str, ...]
 
+    def resolve(self, data: Data) -> "TaskKind":
+        """Returns this kind with what only the data can say filled in (names of labels); kept in the config.
+
+        Raises:
+          UserError: the data lacks a field, or cannot be what the config says.
+        """
+        del data
+        return self
+
+    @abstractmethod
+    def documents(self, data: Data) -> Sequence[Documents]:
+        """Returns the training texts, for a tokenizer to be trained on."""
+
     def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
         """Returns the architecture with what follows from the task filled in.
 
@@ -83,6 +97,10 @@ class TaskKind(ABC):
 
 class TextKind(TaskKind):
     """A task on running text: documents, tokenized and packed into rows."""
+
+    def documents(self, data: Data) -> Sequence[Documents]:
+        """Returns the documents of the training split."""
+        return [sources.load(spec, data.split, data_dir=data.data_dir) for spec, _ in data.sources]
 
     def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> pipeline.BatchIterator:
         """Returns packed or streamed rows."""

@@ -14,11 +14,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from fastlm.measurement import statistics
 from fastlm.parallel import multihost
 from fastlm.tasks.task import Task
 
 HostBatch = dict[str, np.ndarray]
-NOT_FOR_DEVICE = ("document",)
+NOT_FOR_DEVICE = ("document", "record", "epoch")
 
 
 def to_device(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
@@ -57,7 +58,7 @@ def evaluate_documents(
     per_document: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for batch in batches:
         scores = jax.device_get(_gathered(predict(weights, task.constants, to_device(batch, mesh))))
-        documents = _gather_host(batch["document"])
+        documents = gather_host(batch["document"])
         for number in np.unique(documents[documents >= 0]):
             here = documents == number
             for name, values in scores.items():
@@ -66,20 +67,13 @@ def evaluate_documents(
     totals = {name: sum(s[name] for s in sums) for name in (sums[0] if sums else {})}
     metrics = task.summarize(totals) if totals else {}
     if len(sums) > 1 and "bytes" in totals:
-        metrics["bits_per_byte_error"] = _ratio_error(
-            [s["nll"] / math.log(2) for s in sums], [s["bytes"] for s in sums]
-        )
+        bits = [s["nll"] / math.log(2) for s in sums]
+        metrics["bits_per_byte_error"] = statistics.ratio_of_sums(bits, [s["bytes"] for s in sums]).error
     elif len(sums) > 1:
-        metrics["loss_error"] = _ratio_error([s["nll"] for s in sums], [s["tokens"] for s in sums])
+        metrics["loss_error"] = statistics.ratio_of_sums([s["nll"] for s in sums], [s["tokens"] for s in sums]).error
     if len(sums) > 1:
         metrics["documents"] = float(len(sums))
     return metrics
-
-
-def _ratio_error(numerators: list[float], denominators: list[float]) -> float:
-    n, ratio = len(numerators), sum(numerators) / max(sum(denominators), 1.0)
-    residuals = np.asarray(numerators) - ratio * np.asarray(denominators)
-    return float(np.sqrt(n / (n - 1) * np.sum(residuals**2)) / max(sum(denominators), 1.0))
 
 
 def _gathered(scores: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -88,7 +82,8 @@ def _gathered(scores: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: multihost_utils.process_allgather(value, tiled=True) for name, value in scores.items()}
 
 
-def _gather_host(rows: np.ndarray) -> np.ndarray:
+def gather_host(rows: np.ndarray | jax.Array) -> np.ndarray:
+    """Returns the rows of all processes."""
     if jax.process_count() == 1:
-        return rows
+        return np.asarray(rows)
     return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from fastlm import configuration, tasks
 from fastlm.configuration import naming
-from fastlm.data import pipeline, sources, tokenizers
+from fastlm.data import pipeline, tokenizers
 from fastlm.data.settings import Data, Evaluation
 from fastlm.decoding import sample as sampling
 from fastlm.errors import UserError, nearest
@@ -101,13 +101,14 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     if evaluation.batch_size:
         _check_batch("evaluation.batch_size", evaluation.batch_size, 1, mesh)
 
-    kind = tasks.make_kind(section("task"))
+    with naming("data"):
+        kind = tasks.make_kind(section("task")).resolve(data)
     with naming("tokenizer"):
-        tokenizer = make_tokenizer(section("tokenizer"), data)
+        tokenizer = make_tokenizer(section("tokenizer"), kind, data)
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
     with naming("data"):
         cfg = kind.fit(cfg, tokenizer, data)
-    _check_prompts(sample.prompts, tokenizer, cfg.max_length)
+    _check_prompts(sample.prompts, tokenizer, cfg)
     model = Model(cfg, compute)
     task = kind.make(model, tokenizer)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
@@ -119,7 +120,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         eval_batches(split, 1)  # a missing split should not wait for the first evaluation
     return Experiment(
         workdir=Path(workdir),
-        config=dict(config),
+        config=dict(config) | {"task": tasks.describe_kind(kind)},
         seed=seed,
         model=model,
         tokenizer=tokenizer,
@@ -144,11 +145,9 @@ def _naming_data(make: Callable[..., Any]) -> Callable[..., Any]:
     return named
 
 
-def make_tokenizer(values: dict[str, Any], data: Data) -> tokenizers.Tokenizer:
+def make_tokenizer(values: dict[str, Any], kind: TaskKind, data: Data) -> tokenizers.Tokenizer:
     """Makes the tokenizer of a config; "bpe" learns on the training split."""
-    documents = None
-    if values.get("kind") == "bpe":
-        documents = [sources.load(spec, data.split, data_dir=data.data_dir) for spec, _ in data.sources]
+    documents = kind.documents(data) if values.get("kind") == "bpe" else None
     return configuration.make(tokenizers.make, "tokenizer", values, documents=documents, data_dir=data.data_dir)
 
 
@@ -190,11 +189,13 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, context: int) -> None:
+def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, cfg: ModelConfig) -> None:
     # They are used when the run ends: too late to learn that one does not fit.
+    if prompts and (cfg.family != "decoder" or cfg.head != "language_model"):
+        raise UserError("config.sample.prompts: only a language model continues text; leave it empty for this task")
     for prompt in prompts:
         with naming("sample.prompts"):
-            sampling.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, context)
+            sampling.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, cfg.max_length)
 
 
 def _check_batch(name: str, batch_size: int, accumulation: int, mesh: Mesh) -> None:

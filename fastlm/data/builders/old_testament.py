@@ -2,7 +2,7 @@
 
 One document per chapter, a verse a line; a configuration per language. Split by book; the books
 that retell each other (Samuel, Kings, Chronicles, Isaiah; Ezra, Nehemiah) all stay in train.
-The file is verse-aligned: a builder of translation pairs can read it through `verses`.
+The file is verse-aligned: old_testament_pairs.py makes translation pairs of it.
 """
 
 import itertools
@@ -52,6 +52,7 @@ class OldTestament(tfds.core.GeneratorBasedBuilder):
         return dataset_info(
             self,
             "The Old Testament by chapter.",
+            text=tfds.features.Text(),
             book=tfds.features.Text(),
             chapter=tfds.features.Scalar(dtype=np.int32),
         )

@@ -26,6 +26,16 @@ def split_of(relative_path: str) -> str:
     return _HELD_OUT.get(zlib.crc32(relative_path.encode()) % 10, "train")
 
 
+def files(split: str) -> Iterator[tuple[str, str]]:
+    """Yields the relative path and the source of each file of a split, in order of path."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if _LEFT_OUT.isdisjoint(relative.parts) and split_of(relative.as_posix()) == split:
+            with tokenize.open(path) as file:  # honours the file's coding line
+                yield relative.as_posix(), file.read()
+
+
 class PythonStdlib(tfds.core.GeneratorBasedBuilder):
     """One document per file."""
 
@@ -38,17 +48,17 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return dataset_info(self, "Source files of the Python standard library.", path=tfds.features.Text())
+        return dataset_info(
+            self,
+            "Source files of the Python standard library.",
+            text=tfds.features.Text(),
+            path=tfds.features.Text(),
+        )
 
     def _split_generators(self, download_manager: Any) -> dict[str, Any]:
         return {split: self._generate_examples(split) for split in ("train", "validation", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
-        root = Path(sysconfig.get_path("stdlib"))
-        for path in sorted(root.rglob("*.py")):
-            relative = path.relative_to(root)
-            if _LEFT_OUT.isdisjoint(relative.parts) and split_of(relative.as_posix()) == split:
-                with tokenize.open(path) as file:  # honours the file's coding line
-                    text = file.read()
-                if text:
-                    yield relative.as_posix(), {"text": text, "path": relative.as_posix()}
+        for path, text in files(split):
+            if text:
+                yield path, {"text": text, "path": path}

@@ -17,6 +17,15 @@ from fastlm.data.builders import FILES, dataset_info
 _HELD_OUT = {0: "test", 5: "validation"}
 
 
+def addresses(split: str) -> Iterator[dict[str, Any]]:
+    """Yields the split's addresses in order of time: `number` of all, `text`, `year`, `president`, `party`."""
+    with lzma.open(FILES / "sotu_1790_1989.jsonl.xz", "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            if _HELD_OUT.get(number % 10, "train") == split:
+                address = json.loads(line)
+                yield {"number": number} | {key: address[key] for key in ("text", "year", "president", "party")}
+
+
 class StateOfTheUnion(tfds.core.GeneratorBasedBuilder):
     """One document per address."""
 
@@ -26,6 +35,7 @@ class StateOfTheUnion(tfds.core.GeneratorBasedBuilder):
         return dataset_info(
             self,
             "State of the Union addresses of United States presidents, 1790-1989.",
+            text=tfds.features.Text(),
             year=tfds.features.Scalar(dtype=np.int32),
             president=tfds.features.Text(),
             party=tfds.features.Text(),
@@ -35,8 +45,6 @@ class StateOfTheUnion(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in ("train", "validation", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        with lzma.open(FILES / "sotu_1790_1989.jsonl.xz", "rt", encoding="utf-8") as lines:
-            for index, line in enumerate(lines):
-                if _HELD_OUT.get(index % 10, "train") == split:
-                    address = json.loads(line)
-                    yield f"{index:03d}", {key: address[key] for key in ("text", "year", "president", "party")}
+        for address in addresses(split):
+            number = address.pop("number")
+            yield f"{number:03d}", address

@@ -1,0 +1,1 @@
+"""Running one untrusted Python program where it can harm nothing: isolation, limits, verdict."""

@@ -1,0 +1,177 @@
+"""Which of a few labels a text, or a pair of texts, has.
+
+Notable: the names of the labels are part of the saved config, found in the training rows unless given,
+so a checkpoint knows what it says. Metrics: accuracy and macro-F1 (each label counts the same).
+
+Dims: B batch, T time, C classes.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastlm.data.bucketing import Encode
+from fastlm.data.settings import Data, Evaluation
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.errors import UserError, nearest
+from fastlm.measurement import classification_scores
+from fastlm.models import Model, ModelConfig, abstract
+from fastlm.tasks.kind import Scored, Trained
+from fastlm.tasks.rows import Joiner, RowsKind, predictions, rows_by_record, segments
+from fastlm.tasks.task import Batch, Task
+
+MOST_LABELS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(RowsKind):
+    """The kind "classification".
+
+    Attributes:
+      text, pair: fields that are read; no pair if that is "".
+      label: field with the label, text or a number.
+      labels: the labels in the order of classes; empty for those of the training rows, sorted.
+      label_smoothing: share of the target spread evenly over the labels (arXiv 1512.00567).
+    """
+
+    text: str = "text"
+    pair: str = ""
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+
+    head = "sequence"
+    families = ("encoder", "decoder")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"config.task.label_smoothing: must lie in [0, 1), got {self.label_smoothing}")
+        if len(set(self.labels)) != len(self.labels):
+            raise UserError(f"config.task.labels: a label is named twice in {self.labels}")
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The text, and what it is paired with."""
+        return (self.text, self.pair) if self.pair else (self.text,)
+
+    def fields_read(self) -> tuple[str, ...]:
+        """Texts and label."""
+        return (*self.text_fields, self.label)
+
+    def resolve(self, data: Data) -> "Classification":
+        """Finds the labels in the training rows, where none are given."""
+        if self.labels:
+            return self
+        found: set[str] = set()
+        for rows, _ in self.load(data, data.split):
+            found |= {str(row[self.label]) for row in rows}
+            if len(found) > MOST_LABELS:
+                raise UserError(
+                    f"config.task.label: field '{self.label}' of {rows.name} has more than {MOST_LABELS} values; "
+                    "is it the label? If so, list config.task.labels"
+                )
+        if len(found) < 2:
+            raise UserError(f"config.task.label: field '{self.label}' has one value only in the training rows: {found}")
+        return dataclasses.replace(self, labels=tuple(sorted(found)))
+
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Gives the head as many classes as there are labels; a decoder is read at its last token."""
+        cfg = super().fit(cfg, tokenizer, data)
+        pooling = "last" if cfg.family == "decoder" else cfg.pooling
+        return dataclasses.replace(cfg, classes=len(self.labels), pooling=pooling)
+
+    def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
+        """Returns row -> tokens, token types where the model has them, label number."""
+        join, number = Joiner(tokenizer, data.length), {label: i for i, label in enumerate(self.labels)}
+
+        def encode(row: dict[str, Any]) -> dict[str, Any]:
+            tokens, types = join(str(row[self.text]), str(row[self.pair]) if self.pair else None)
+            label = str(row[self.label])
+            if label not in number:
+                raise UserError(
+                    f"config.task.labels: a row has the unknown {self.label} '{label}'{nearest(label, number)}; "
+                    f"known are {', '.join(self.labels[:10])}"
+                )
+            encoded = {"tokens": tokens, "label": number[label]}
+            return encoded | {"token_types": types} if cfg.token_types else encoded
+
+        return encode
+
+    def make(self, model: Model, tokenizer: Tokenizer) -> Task:
+        """Returns the task."""
+        del tokenizer
+        return make(model, self.label_smoothing)
+
+    def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
+        """Returns accuracy and macro-F1 with standard errors over rows, and what was said of each row."""
+        batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)
+        found = predictions(trained, batches)
+        labels = np.array([int(said["label"]) for said in found.values()])
+        guesses = np.array([int(np.argmax(said["logits"])) for said in found.values()])
+        confusion = classification_scores.confusion_matrix(labels, guesses, classes=len(self.labels))
+        accuracy, macro_f1 = classification_scores.accuracy(confusion), classification_scores.macro_f1(confusion)
+        metrics = {
+            "accuracy": accuracy.value,
+            "accuracy_error": accuracy.error,
+            "macro_f1": macro_f1.value,
+            "macro_f1_error": macro_f1.error,
+            "rows": float(len(labels)),
+        }
+        rows = rows_by_record(self.load(data, split), list(found))
+        outputs = [
+            {**{name: row[name] for name in self.text_fields}, "label": self.labels[label], "said": self.labels[guess]}
+            for row, label, guess in zip(rows, labels, guesses)
+        ]
+        return Scored(metrics, outputs)
+
+
+def make(model: Model, label_smoothing: float = 0.0) -> Task:
+    """Returns the task; `predict` gives logits [B, C] and label [B]."""
+
+    def logits_of(weights: Any, batch: Batch, rng: Any) -> jax.Array:
+        params, real = weights["model"], segments(batch)
+        hidden, _ = model.features(
+            params, batch["tokens"], segment_ids=real, token_types=batch.get("token_types"), rng=rng
+        )
+        return model.head(params, model.pool(hidden, real))
+
+    def loss(weights, constants, carry, batch, step, rng):
+        del constants, step
+        logits, mask = logits_of(weights, batch, rng), batch["row_mask"]
+        log_probabilities = jax.nn.log_softmax(logits)
+        wanted = jax.nn.one_hot(batch["label"], logits.shape[-1])
+        nll = -jnp.sum(wanted * log_probabilities, axis=-1)
+        smooth = -jnp.mean(log_probabilities, axis=-1)
+        total = jnp.sum(((1 - label_smoothing) * nll + label_smoothing * smooth) * mask)
+        said = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+        confusion = jnp.einsum("bi,bj,b->ij", wanted, said, mask)
+        sums = {"nll": jnp.sum(nll * mask), "confusion": confusion}
+        return total, jnp.sum(mask), (carry, {"sums": sums})
+
+    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, jax.Array]:
+        del constants
+        return {"logits": logits_of(weights, batch, None), "label": batch["label"]}
+
+    return Task(
+        init=lambda rng, model_params: {"model": model_params},
+        loss=loss,
+        summarize=summarize,
+        predict=predict,
+        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
+    )
+
+
+def summarize(sums: dict[str, Any]) -> dict[str, float]:
+    """Returns loss (nats per row), accuracy and macro-F1 from the confusion matrix [label, said]."""
+    confusion = np.asarray(sums["confusion"])
+    rows = max(float(confusion.sum()), 1.0)
+    known = classification_scores.class_f1(confusion)
+    known = known[~np.isnan(known)]
+    return {
+        "loss": float(sums["nll"]) / rows,
+        "accuracy": float(np.trace(confusion)) / rows,
+        "macro_f1": float(np.mean(known)) if len(known) else 0.0,
+    }

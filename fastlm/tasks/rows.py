@@ -1,0 +1,178 @@
+"""What tasks on rows of fields share: reading, encoding, batches by length, predictions in order of rows.
+
+Notable: a kind says with `encoder` what one row becomes; everything else follows. Over-long texts
+are cut (the longer of a pair first), never silently: how many were cut is logged.
+
+Dims: B batch, T time.
+"""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Array, Int
+
+from fastlm.data import bucketing, examples
+from fastlm.data.batch_iterator import BatchIterator
+from fastlm.data.bucketing import Encode
+from fastlm.data.documents import Documents, digest
+from fastlm.data.examples import Examples, FieldTexts, Row
+from fastlm.data.settings import Data, Evaluation
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.errors import UserError, nearest
+from fastlm.models import ModelConfig
+from fastlm.parallel import multihost
+from fastlm.tasks.kind import TaskKind, Trained
+from fastlm.tasks.scoring import HostBatch, gather_host, to_device
+
+
+class RowsKind(TaskKind):
+    """A task on rows of fields; subclasses name the `text_fields` they read and give an `encoder`."""
+
+    @property
+    @abstractmethod
+    def text_fields(self) -> tuple[str, ...]:
+        """Fields that hold text the model reads or writes; a tokenizer may be trained on them."""
+
+    @abstractmethod
+    def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
+        """Returns the function from a row to arrays; "tokens" [T] is among them."""
+
+    def documents(self, data: Data) -> Sequence[Documents]:
+        """Returns the texts of the training rows, for a tokenizer to be trained on."""
+        loaded = self.load(data, data.split)
+        return [FieldTexts(rows, self.text_fields) for rows, _ in loaded]
+
+    def load(self, data: Data, split: str) -> list[tuple[Examples, float]]:
+        """Returns the rows of a split, after a look at whether they have the fields asked for."""
+        loaded = examples.load_mixture(data.sources, split, data_dir=data.data_dir)
+        for rows, _ in loaded:
+            for name in self.fields_read():
+                if name not in rows.fields:
+                    raise UserError(
+                        f"config.task: {rows.name} has no field '{name}'{nearest(name, rows.fields)} "
+                        f"(it has: {', '.join(rows.fields)})"
+                    )
+        return loaded
+
+    def fields_read(self) -> tuple[str, ...]:
+        """Returns every field that rows must have."""
+        return self.text_fields
+
+    def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> BatchIterator:
+        """Returns batches of rows of like length."""
+        return bucketing.training_batches(
+            self.load(data, data.split),
+            self.encoder(cfg, tokenizer, data),
+            batch_size=data.batch_size,
+            seed=seed,
+            prefetch=data.prefetch,
+            **self._encoding(cfg, tokenizer, data),
+        )
+
+    def eval_batches(
+        self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, evaluation: Evaluation, split: str, limit: int
+    ) -> Iterator[HostBatch]:
+        """Returns every row once, sorted by length."""
+        return bucketing.evaluation_batches(
+            self.load(data, split),
+            self.encoder(cfg, tokenizer, data),
+            batch_size=evaluation.batch_size or data.batch_size,
+            limit=limit,
+            **self._encoding(cfg, tokenizer, data),
+        )
+
+    def _encoding(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> dict[str, Any]:
+        told = (repr(self), cfg.family, str(cfg.token_types), str(data.length), str(data.source_length))
+        return {
+            "encoder_fingerprint": digest(type(self).__name__, tokenizer.fingerprint, *told),
+            "buckets": data.buckets or default_buckets(max(data.length, data.source_length)),
+            "data_dir": data.data_dir,
+            **multihost.this_process(),
+        }
+
+
+def default_buckets(longest: int) -> tuple[int, ...]:
+    """A quarter, a half and the whole of the longest length."""
+    return tuple(sorted({max(1, longest // 4), max(1, longest // 2), longest}))
+
+
+@dataclasses.dataclass
+class Joiner:
+    """Puts one or two texts between the tokenizer's special tokens, as BERT has it, cut to `length` tokens.
+
+    `[class] first [separator] second [separator]`, without what the tokenizer lacks; a decoder's classifier
+    reads the last token, which is the last separator.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    cut: int = 0
+
+    def __call__(self, first: str, second: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns tokens and token types, int32 [T <= length] each.
+
+        Raises:
+          UserError: no room for any text between the special tokens.
+        """
+        start, end = self._special()
+        parts = [self.tokenizer.encode(first)] + ([] if second is None else [self.tokenizer.encode(second)])
+        room = self.length - len(start) - len(end) * len(parts)
+        if room < len(parts):
+            raise UserError(f"config.data.length: {self.length} leaves no room for text; raise it")
+        parts = self._cut(parts, room)
+        tokens, types = [start], [np.zeros(len(start), np.int32)]
+        for number, part in enumerate(parts):
+            tokens += [part, end]
+            types.append(np.full(len(part) + len(end), number, np.int32))
+        return np.concatenate(tokens).astype(np.int32), np.concatenate(types)
+
+    def _special(self) -> tuple[np.ndarray, np.ndarray]:
+        start = self.tokenizer.special("class")
+        start = self.tokenizer.bos if start is None else start
+        end = self.tokenizer.special("separator")
+        end = self.tokenizer.eos if end is None else end
+        return np.array([] if start is None else [start], np.int32), np.array([end], np.int32)
+
+    def _cut(self, parts: list[np.ndarray], room: int) -> list[np.ndarray]:
+        excess = sum(map(len, parts)) - room
+        if excess <= 0:
+            return parts
+        self.cut += 1
+        if self.cut == 1:
+            logging.warning("texts longer than config.data.length=%d tokens are cut at their end", self.length)
+        if len(parts) == 1:
+            return [parts[0][:room]]
+        # The longer one gives until both are equal, then each in turn.
+        one, two = map(len, parts)
+        keep = min(one, max(room - two, room // 2)) if one >= two else room - min(two, max(room - one, room // 2))
+        return [parts[0][:keep], parts[1][: room - keep]]
+
+
+def segments(batch: dict[str, Array], name: str = "tokens") -> Int[Array, "B T"]:
+    """Returns 1 where a padded array of a batch is real, 0 behind its length."""
+    return (jnp.arange(batch[name].shape[1]) < batch[f"{name}_length"][:, None]).astype(jnp.int32)
+
+
+def predictions(trained: Trained, batches: Iterator[HostBatch]) -> dict[int, dict[str, np.ndarray]]:
+    """Runs a task's `predict` over all rows; returns record -> outputs, by rising record."""
+    predict, found = jax.jit(trained.task.predict), {}
+    for batch in batches:
+        outputs = predict(trained.weights, trained.task.constants, to_device(batch, trained.mesh))
+        outputs = {name: gather_host(value) for name, value in outputs.items()}
+        for row, record in enumerate(gather_host(batch["record"]).tolist()):
+            if record >= 0:
+                found[record] = {name: value[row] for name, value in outputs.items()}
+    return dict(sorted(found.items()))
+
+
+def rows_by_record(loaded: list[tuple[Examples, float]], records: Sequence[int]) -> list[Row]:
+    """Returns the rows of records that are numbered through all sources."""
+    starts = np.cumsum([0] + [len(rows) for rows, _ in loaded])
+    where = [int(np.searchsorted(starts, record, side="right")) - 1 for record in records]
+    return [loaded[source][0][int(record - starts[source])] for source, record in zip(where, records)]
