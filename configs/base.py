@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     # the class of fastlm.tasks.KINDS[name]; another task brings its own keys
     config.task = ConfigDict({"name": "language_modeling", "z_loss": 0.0, "label_smoothing": 0.0})
 
+    # fastlm.training.initial.Init; with a source, of the model's keys those count that differ from the values here
+    config.init = ConfigDict({"source": "", "step": ""})
+
     # fastlm.models.ModelConfig; 0 means "derive it"
     config.model = ConfigDict(
         {

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from fastlm.errors import UserError, nearest
@@ -22,19 +22,32 @@ def make(target: Callable[..., Any], section: str, values: Mapping[str, Any], **
     Raises:
       UserError: unknown key, wrong type, or missing required key, with the section named.
     """
+    found = arguments(target, section, values, given)
     parameters = inspect.signature(target).parameters
+    required = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
+    missing = [name for name in required if name not in found and name not in given]
+    if missing:
+        raise UserError(f"config.{section}: missing key(s) {', '.join(missing)}")
+    return target(**found, **given)
+
+
+def arguments(
+    target: Callable[..., Any], section: str, values: Mapping[str, Any], given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Returns `values` as the keyword arguments that `target` declares, except those `given` elsewhere.
+
+    Raises:
+      UserError: unknown key or wrong type, with the section named.
+    """
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    valid = [name for name in parameters if name not in given]
-    arguments = {}
+    valid = [name for name in inspect.signature(target).parameters if name not in given]
+    found = {}
     for key, value in values.items():
         if key not in valid:
             hint = nearest(key, valid) or f"; valid keys: {', '.join(sorted(valid))}"
             raise UserError(f"config.{section}.{key}: no such key{hint}")
-        arguments[key] = checked(value, hints.get(key, Any), f"config.{section}.{key}")
-    missing = [n for n in valid if n not in arguments and parameters[n].default is inspect.Parameter.empty]
-    if missing:
-        raise UserError(f"config.{section}: missing key(s) {', '.join(missing)}")
-    return target(**arguments, **given)
+        found[key] = checked(value, hints.get(key, Any), f"config.{section}.{key}")
+    return found
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:

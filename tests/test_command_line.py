@@ -20,7 +20,7 @@ from fastlm.models import Compute, ModelConfig
 from fastlm.parallel import mesh
 from fastlm.tasks import KINDS
 from fastlm.tasks.language_modeling import LanguageModeling
-from fastlm.training import build, optimizers, schedules, settings
+from fastlm.training import build, initial, optimizers, schedules, settings
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -28,6 +28,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem !
 # section -> what takes its keys, and the arguments that come from elsewhere
 TARGETS = {
     "task": (LanguageModeling, set()),
+    "init": (initial.Init, set()),
     "model": (ModelConfig, set()),
     "compute": (Compute, set()),
     "tokenizer": (tokenizers.make, {"documents", "data_dir"}),

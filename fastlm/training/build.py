@@ -25,8 +25,9 @@ from fastlm.models import Compute, Model, ModelConfig
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.task import Task
-from fastlm.training import optimizers, schedules
+from fastlm.training import initial, optimizers, schedules
 from fastlm.training import state as states
+from fastlm.training.initial import Init
 from fastlm.training.precision import loss_scale_for
 from fastlm.training.settings import Checkpoint, Logging, Sample, Training
 
@@ -38,6 +39,7 @@ SETTINGS: dict[str, type] = {
     "checkpoint": Checkpoint,
     "logging": Logging,
     "sample": Sample,
+    "init": Init,
 }
 PARTS = ("task", "model", "compute", "tokenizer", "optimizer", "schedule", "mesh")
 SECTIONS = ("seed", *PARTS, *SETTINGS)
@@ -63,8 +65,10 @@ class Experiment:
     checkpoint: Checkpoint
     logging: Logging
     sample: Sample
+    init: Init
     train_batches: Callable[[], pipeline.BatchIterator]
     eval_batches: Callable[[str, int], Iterator[dict]]
+    initial_params: Callable[[], Any] | None
 
     def create_state(self, model_params: Any = None) -> states.State:
         """Returns the state before the first step (run it under `jit`), from given weights if there are any."""
@@ -94,7 +98,11 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     chosen = {name: configuration.make(kind, name, section(name)) for name, kind in SETTINGS.items()}
     data, training, evaluation, sample = (chosen[name] for name in ("data", "training", "evaluation", "sample"))
     compute = configuration.make(Compute, "compute", section("compute"))
-    cfg = configuration.make(ModelConfig, "model", section("model"))
+    start = initial.start(chosen["init"]) if chosen["init"].source else None
+    if start is None:
+        cfg = configuration.make(ModelConfig, "model", section("model"))
+    else:
+        cfg = initial.changed(start.cfg, section("model"))
     schedule = configuration.make(schedules.make, "schedule", section("schedule"), steps=training.steps)
     mesh = meshes.make(**_checked_ints("mesh", section("mesh")))
     _check_batch("data.batch_size", data.batch_size, training.accumulation, mesh)
@@ -103,8 +111,11 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
 
     with naming("data"):
         kind = tasks.make_kind(section("task")).resolve(data)
-    with naming("tokenizer"):
-        tokenizer = make_tokenizer(section("tokenizer"), kind, data)
+    if start is None or section("tokenizer").get("path"):
+        with naming("tokenizer"):
+            tokenizer = make_tokenizer(section("tokenizer"), kind, data)
+    else:
+        tokenizer = start.tokenizer
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
     with naming("data"):
         cfg = kind.fit(cfg, tokenizer, data)
@@ -131,6 +142,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         mesh=mesh,
         train_batches=functools.partial(_naming_data(kind.train_batches), cfg, tokenizer, data, seed),
         eval_batches=eval_batches,
+        initial_params=None if start is None else functools.partial(start.params, cfg, mesh, seed),
         **chosen,
     )
 

@@ -115,9 +115,7 @@ class Run:
         self.best = float("inf")  # lowest evaluation loss that was saved
         experiment_abstract = jax.eval_shape(experiment.create_state)
         self.placement = states.shardings(experiment_abstract, experiment.task, experiment.mesh)
-        self.state = (
-            self._restore(experiment_abstract) or jax.jit(experiment.create_state, out_shardings=self.placement)()
-        )
+        self.state = self._restore(experiment_abstract) or self._start()
         self.step = int(self.state.step)
         step = make_train_step(
             experiment.task,
@@ -127,6 +125,12 @@ class Run:
         )
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.placement, None))
         self.eval_step = jax.jit(make_eval_step(experiment.task))
+
+    def _start(self) -> states.State:
+        create = jax.jit(self.experiment.create_state, out_shardings=self.placement)
+        if self.experiment.initial_params is None:
+            return create()
+        return create(self.experiment.initial_params())
 
     # --- restoring and saving --------------------------------------------------------------------
 

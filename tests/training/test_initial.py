@@ -1,0 +1,87 @@
+"""Starting from a trained model: what is taken over, what is new, what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastlm.errors import UserError
+from fastlm.models import Model, ModelConfig
+from fastlm.ops.paths import flatten
+from fastlm.training import build, initial, loop
+
+CFG = ModelConfig(vocab_size=20, max_length=16, layers=1, width=16, heads=2, positions="learned")
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return jax.jit(Model(CFG).init)(jax.random.key(0))
+
+
+def taken(trained, **changes):
+    return initial.taken_over(trained, dataclasses.replace(CFG, **changes), KEY, where="here")
+
+
+def test_everything_that_fits_is_taken_over(trained):
+    for path, leaf in flatten(taken(trained, dropout=0.1)).items():
+        np.testing.assert_array_equal(leaf, flatten(trained)[path])
+
+
+def test_a_new_head_and_new_words_are_made_anew_and_the_rest_stays(trained):
+    got = flatten(taken(trained, vocab_size=23, head="sequence", classes=3))
+    assert {path: leaf.shape for path, leaf in got.items() if path.startswith("head")} == {
+        "head/kernel": (16, 3),
+        "head/bias": (3,),
+    }
+    table = got.pop("embedding/table")
+    np.testing.assert_array_equal(table[:20], trained["embedding"]["table"])
+    assert float(jnp.abs(table[20:]).max()) > 0
+    for path, leaf in flatten(trained).items():
+        if path in got:
+            np.testing.assert_array_equal(leaf, got[path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 2}, r"here does not have layers/1/attention/k \(16, 16\), .* and \d+ more; change config.model"),
+        ({"max_length": 8}, r"does not have embedding/positions \(8, 16\) \(its own is \(16, 16\)\)"),
+        ({"positions": "rotary"}, r"also has embedding/positions"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(trained, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        taken(trained, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_what_differs_from_the_defaults_changes_an_architecture():
+    values = {"layers": 6, "dropout": 0.2}  # 6 is the default
+    assert initial.changed(CFG, values) == dataclasses.replace(CFG, dropout=0.2)
+    with pytest.raises(UserError, match="config.model.dropuot: no such key; did you mean 'dropout'"):
+        initial.changed(CFG, {"dropuot": 0.2})
+
+
+def test_a_run_goes_on_from_another(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda *a: 1)
+    monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
+    tiny_config["training"]["steps"] = 4
+    first = loop.run(build.build(tiny_config, tmp_path / "first"), say=lambda text: None)
+    second = {**tiny_config, "init": {"source": str(tmp_path / "first"), "step": ""}, "model": {"dropout": 0.1}}
+    second["tokenizer"] = {"kind": "bpe", "path": "", "vocab_size": 4096}  # not used: the model brings its own
+    experiment = build.build(second, tmp_path / "second")
+    assert experiment.tokenizer.to_json() == build.build(tiny_config, tmp_path / "first").tokenizer.to_json()
+    assert (experiment.model.cfg.dropout, experiment.model.cfg.layers) == (0.1, 1)
+    run = loop.Run(experiment)
+    for path, leaf in flatten(run.state.params).items():
+        np.testing.assert_array_equal(leaf, flatten(first.state.params)[path])
+    run.batches.close()
+    run.checkpoints.close()
+
+
+def test_a_source_that_is_no_workdir_names_the_converter(tmp_path):
+    with pytest.raises(UserError, match=r"holds no fastlm checkpoint.*python -m fastlm\.convert --from"):
+        initial.Init(source=str(tmp_path))
