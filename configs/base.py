@@ -16,6 +16,17 @@ def get_config() -> ConfigDict:
     # the class of fastlm.tasks.KINDS[name]; another task brings its own keys
     config.task = ConfigDict({"name": "language_modeling", "z_loss": 0.0, "label_smoothing": 0.0})
 
+    # names of fastlm.compress.WRAPPERS, innermost first; each has the section below that has its name
+    config.wrappers = ()
+    config.lora = ConfigDict(
+        {
+            "rank": 8,
+            "alpha": 16.0,
+            "paths": ("(cross_)?attention/(q|k|v|out)", "feed_forward/(up|gate|down)"),
+            "train": ("head", "pooler"),
+        }
+    )
+
     # fastlm.training.initial.Init; with a source, of the model's keys those count that differ from the values here
     config.init = ConfigDict({"source": "", "step": ""})
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from fastlm import command_line
+from fastlm.compress.lora import Lora
 from fastlm.data import settings as data_settings
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
@@ -29,6 +30,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem !
 TARGETS = {
     "task": (LanguageModeling, set()),
     "init": (initial.Init, set()),
+    "lora": (Lora, set()),
     "model": (ModelConfig, set()),
     "compute": (Compute, set()),
     "tokenizer": (tokenizers.make, {"documents", "data_dir"}),

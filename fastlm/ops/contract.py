@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from fastlm.ops.layouts import rows_last
+from fastlm.ops.leaf import Leaf
 from fastlm.parallel.platforms import target_platform
 from fastlm.parallel.rules import Axes, constrain
 
@@ -70,13 +71,15 @@ _contract.defvjp(_contract_forward, _contract_backward)
 
 
 def contract(
-    x: Float[Array, "... I"], w: Array, *, transpose: bool = False, dtype: jnp.dtype | None = None
+    x: Float[Array, "... I"], w: Array | Leaf, *, transpose: bool = False, dtype: jnp.dtype | None = None
 ) -> Float[Array, "... O"]:
     """Returns `x @ w` (`w` [I, O]) or, with `transpose`, `x @ w.T` (`w` [O, I], e.g. a tied embedding).
 
     The result has the type `dtype` (default: that of `x`), rounded once from float32 sums; the gradient
     of `w` is a float32 sum in the type of `w`.
     """
+    if isinstance(w, Leaf):
+        return w.contract(x, transpose, jnp.dtype(dtype or x.dtype))
     return _contract(x, w, transpose, jnp.dtype(dtype or x.dtype))
 
 
@@ -96,7 +99,7 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
 def lookup(
-    w: Array, ids: Int[Array, "..."], dtype: jnp.dtype = jnp.float32, axes: Axes = (None, None)
+    w: Array | Leaf, ids: Int[Array, "..."], dtype: jnp.dtype = jnp.float32, axes: Axes = (None, None)
 ) -> Float[Array, "... D"]:
     """Returns the rows `ids` of the table `w` [V, D] in the compute type.
 
@@ -104,9 +107,11 @@ def lookup(
       axes: logical axes by which the table stays cut for the gather; one cut on both of its axes would
         be rematerialised whole on every device.
     """
+    if isinstance(w, Leaf):
+        return w.lookup(ids, dtype, axes)
     return jnp.take(constrain(w, axes), ids, axis=0, mode="clip").astype(dtype)
 
 
-def dense(w: Array) -> Array:
+def dense(w: Array | Leaf) -> Array:
     """Returns the weight as one plain float array [I, O]."""
-    return w
+    return w.dense() if isinstance(w, Leaf) else w

@@ -51,6 +51,9 @@ class Task:
       carry: `(rows) -> carry` at the start of an epoch.
       compression: see `Compression`.
       constants: arrays that the functions need but that are not trained.
+      export: `(params, constants, compression state) -> parameters of the model alone`, plain and final; None
+        for `params["model"]`.
+      frozen: path patterns of trainables that the optimizer leaves alone.
       axes: logical axes of the trainables by path, "model/layers/0/attention/q".
     """
 
@@ -61,5 +64,7 @@ class Task:
     prepare: Callable[..., Batch] = lambda weights, constants, batch, step, rng: batch
     carry: Callable[[int], Tree] = lambda rows: ()
     compression: Compression = Compression()
+    export: Callable[[Tree, Tree, Tree], Tree] | None = None
+    frozen: tuple[str, ...] = ()
     constants: Tree = dataclasses.field(default_factory=dict)
     axes: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from fastlm import configuration, tasks
+from fastlm.compress import WRAPPERS
 from fastlm.configuration import naming
 from fastlm.data import pipeline, tokenizers
 from fastlm.data.settings import Data, Evaluation
@@ -42,7 +43,7 @@ SETTINGS: dict[str, type] = {
     "init": Init,
 }
 PARTS = ("task", "model", "compute", "tokenizer", "optimizer", "schedule", "mesh")
-SECTIONS = ("seed", *PARTS, *SETTINGS)
+SECTIONS = ("seed", "wrappers", *PARTS, *SETTINGS, *WRAPPERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +122,9 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         cfg = kind.fit(cfg, tokenizer, data)
     _check_prompts(sample.prompts, tokenizer, cfg)
     model = Model(cfg, compute)
-    task = kind.make(model, tokenizer)
+    task = _wrapped(kind.make(model, tokenizer), config)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
-    optimizer = configuration.make(
-        optimizers.make, "optimizer", section("optimizer"), learning_rate=schedule, params=shapes
-    )
+    optimizer = make_optimizer(section("optimizer"), schedule, task, shapes)
     eval_batches = functools.partial(_naming_data(kind.eval_batches), cfg, tokenizer, data, evaluation)
     for split in {evaluation.split, evaluation.final_split} - {""}:
         eval_batches(split, 1)  # a missing split should not wait for the first evaluation
@@ -161,6 +160,24 @@ def make_tokenizer(values: dict[str, Any], kind: TaskKind, data: Data) -> tokeni
     """Makes the tokenizer of a config; "bpe" learns on the training split."""
     documents = kind.documents(data) if values.get("kind") == "bpe" else None
     return configuration.make(tokenizers.make, "tokenizer", values, documents=documents, data_dir=data.data_dir)
+
+
+def _wrapped(task: Task, config: Mapping[str, Any]) -> Task:
+    """Folds the wrappers that `config.wrappers` names, each made from its own section."""
+    for name in configuration.checked(config.get("wrappers", ()), tuple[str, ...], "config.wrappers"):
+        if name not in WRAPPERS:
+            raise UserError(f"config.wrappers: no '{name}'{nearest(name, WRAPPERS)}; one of: {', '.join(WRAPPERS)}")
+        task = configuration.make(WRAPPERS[name], name, _section(config, name))(task)
+    return task
+
+
+def make_optimizer(
+    values: dict[str, Any], schedule: optax.Schedule, task: Task, shapes: Any
+) -> optax.GradientTransformation:
+    """Makes the optimizer of a config; what the task freezes comes before the config's own groups."""
+    groups = tuple((path, {"frozen": True}) for path in task.frozen) + tuple(values.get("groups", ()))
+    values = values | ({"groups": groups} if groups else {})
+    return configuration.make(optimizers.make, "optimizer", values, learning_rate=schedule, params=shapes)
 
 
 def fit_vocabulary(cfg: ModelConfig, tokenizer: tokenizers.Tokenizer, length: int) -> ModelConfig:

@@ -1,7 +1,8 @@
 """Checkpoints: saved in the background, whole or not at all, and readable without the config that made them.
 
 A checkpoint is `<workdir>/checkpoints/<step>/` with the items
-  model      the model's parameters; `models.abstract` of the saved ModelConfig is their restore target
+  model      the model's parameters; `models.abstract` of the saved ModelConfig is their restore target. Where
+             a task exports something else than it trains (LoRA's sum), that
   average    their moving average, when the run keeps one
   training   the rest of the state, and what wrappers train beside the model
   about      JSON: model, tokenizer, data position, config, versions
@@ -104,8 +105,18 @@ class Checkpoints:
         scored = [(m[BEST_METRIC], step) for step in self.steps() if _is_scored(m := self._manager.metrics(step))]
         return min(scored)[1] if scored else None
 
-    def save(self, step: int, state: State, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: State,
+        about: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+        exported: Any = None,
+    ) -> None:
         """Starts saving in the background; a step that exists already is left as it is.
+
+        Args:
+          exported: the model for use, where it is not `state.params["model"]` itself (see `Task.export`).
 
         Raises:
           UserError: this or the previous save could not be written (a full disk, say).
@@ -113,7 +124,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {
-            **{name: ocp.args.StandardSave(part) for name, part in _parts(state).items()},
+            **{name: ocp.args.StandardSave(part) for name, part in _parts(state, exported).items()},
             "about": ocp.args.JsonSave(about),
         }
         self.wait()  # as Orbax would; what is removed here must not be in use by the save before
@@ -137,12 +148,17 @@ class Checkpoints:
             )
         return fields
 
-    def restore(self, step: int, target: State) -> State:
+    def restore(self, step: int, target: State, *, exports: bool = False) -> State:
         """Returns the state at `step`, placed as `target` (shapes with shardings) says.
+
+        Args:
+          exports: whether it was saved with `exported`.
 
         Raises:
           UserError: damaged, or of another shape than `target`.
         """
+        if exports:
+            return self._restore(step, {"training": target})["training"]
         found = self._restore(step, _parts(target))
         rest = found["training"]
         average = () if "average" not in found else {**rest.average, "model": found["average"]}
@@ -214,8 +230,10 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
 
-def _parts(state: State) -> dict[str, Any]:
+def _parts(state: State, exported: Any = None) -> dict[str, Any]:
     """Cuts a state into the items of a checkpoint, so that the model can be read alone."""
+    if exported is not None:
+        return {"model": exported, "training": state}
     beside = lambda params: {name: tree for name, tree in params.items() if name != "model"}
     averages = bool(jax.tree.leaves(state.average))
     rest = state.replace(params=beside(state.params), average=beside(state.average) if averages else ())

@@ -42,6 +42,7 @@ STRUCTURE: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("training", "average_decay", bool),
     ("compute", "dtype", lambda dtype: dtype == "float16"),
 )
+STATEFUL = {section for section, _, _ in STRUCTURE}
 # Steps sent to the device before the host waits: enough to hide the host, few enough to hear a SIGTERM in time.
 STEPS_IN_FLIGHT = 2
 
@@ -150,7 +151,8 @@ class Run:
                 f"{self.experiment.training.steps}; raise it, or use another --workdir"
             )
         place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
-        state = self.checkpoints.restore(steps[-1], jax.tree.map(place, shapes, self.placement))
+        exports = self.experiment.task.export is not None
+        state = self.checkpoints.restore(steps[-1], jax.tree.map(place, shapes, self.placement), exports=exports)
         self.batches.set_state(about["data"])
         self.last_metrics, self.best = about["metrics"], about.get("best", float("inf"))
         self.say(f"resuming {self.experiment.workdir} at step {steps[-1]}")
@@ -163,7 +165,13 @@ class Run:
             "metrics": self.last_metrics,
             "best": self.best,
         }
-        self.checkpoints.save(self.step, self.state, about, metrics)
+        self.checkpoints.save(self.step, self.state, about, metrics, self._exported())
+
+    def _exported(self) -> Any:
+        task = self.experiment.task
+        if task.export is None:
+            return None
+        return jax.jit(task.export)(self.params(), task.constants, self.state.compression)
 
     def is_best(self, evaluated: dict[str, float] | None) -> bool:
         """Whether an evaluation is the best so far, and if so remembers it."""
@@ -393,7 +401,9 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
         "model": tuple(_with_defaults(ModelConfig, values) for values in (about["model"], now["model"])),
         "data": tuple(_with_defaults(Data, values) for values in both("data")),
     } | {name: both(name) for name in ("optimizer", "training", "compute")}
-    keys = {name: sorted(set().union(*sections[name])) for name in ("model", "data")}
+    wrappers = tuple({"wrappers": list(config.get("wrappers", ()))} for config in (about["config"], now["config"]))
+    sections |= {"config": wrappers} | {name: both(name) for name in wrappers[1]["wrappers"]}
+    keys = {name: sorted(set().union(*sections[name])) for name in sections if name not in STATEFUL}
     whole = [(name, key, lambda value: value) for name in keys for key in keys[name]]
     for name, key, structure in (*whole, *STRUCTURE):
         old, new = (section.get(key) for section in sections[name])

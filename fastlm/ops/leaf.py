@@ -1,0 +1,32 @@
+"""What a weight may be instead of an array: a class that says how it multiplies.
+
+Notable: models call the verbs of `ops.contract` and never look at the class; a compression puts a leaf
+in the place of an array, and every model, loss and decoder works on. Leaves are pytrees
+(`flax.struct.dataclass`), so gradients, placement and checkpoints see their parts.
+"""
+
+from abc import ABC, abstractmethod
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+class Leaf(ABC):
+    """A weight [I, O] that is stored in another form."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array it stands for."""
+
+    @abstractmethod
+    def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
+        """Returns `x @ w`, or `x @ w.T`, in the type `dtype`."""
+
+    @abstractmethod
+    def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+        """Returns the rows `ids`."""
+
+    @abstractmethod
+    def dense(self) -> Array:
+        """Returns the array it stands for."""
