@@ -1,7 +1,7 @@
-"""Sampling from a decoder with a cache: prefill once, then a loop that stays on the device.
+"""Sampling and greedy search with a cache: prefill once, then a loop that stays on the device.
 
-Notable: prompts of unequal length share one batch, padded on the right; each row continues at its
-own position. Lengths are rounded up to powers of two so that few shapes are ever compiled. Every
+Notable: prompts of unequal length share one batch, padded on the right (see `inputs`); each row
+continues at its own position. An encoder-decoder reads sources instead, and begins with a start token. Every
 row has its own random key, split from (seed, row), so a prompt's continuation does not depend on
 what else is in the batch. Streaming is a loop over short device-side chunks.
 Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
@@ -9,7 +9,7 @@ Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,12 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fastlm.data.tokenizers import StreamDecoder, Tokenizer
+from fastlm.decoding import inputs
+from fastlm.decoding.rules import NEGATIVE, Rules
 from fastlm.errors import UserError
 from fastlm.models import Model
 from fastlm.ops.caches import Cache
 from fastlm.parallel.rules import constrain
 
-NEGATIVE = -1e30
+check_lengths = inputs.check_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +78,27 @@ def draw(logits: Float[Array, "B V"], keys: Array, how: Sampling) -> Int[Array, 
     return jax.vmap(jax.random.categorical)(keys, filtered(logits, how)).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _prefill(model: Model, params: Any, slots: int, tokens: Array, lengths: Array) -> tuple[Cache, Array]:
-    """Runs right-padded prompts; returns the cache and the logits after each prompt's last token."""
-    hidden, aux = model.features(params, tokens, cache=model.empty_cache(tokens.shape[0], slots))
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return dataclasses.replace(aux["cache"], length=lengths), model.head(params, last)
+_prefill = jax.jit(inputs.prefill, static_argnums=(0, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=(4,))
-def _decode(model: Model, params: Any, steps: int, how: Sampling, cache: Cache, logits: Array, keys: Array):
-    """Draws `steps` tokens; returns (cache, logits, tokens [B, steps])."""
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4), donate_argnums=(5,))
+def _decode(
+    model: Model,
+    params: Any,
+    steps: int,
+    how: Sampling,
+    rules: Rules,
+    cache: Cache,
+    logits: Array,
+    keys: Array,
+    written: Array,
+) -> tuple[Cache, Array, Array]:
+    """Draws `steps` tokens behind the `written` ones; returns (cache, logits, tokens [B, steps])."""
 
     def body(state, index):
         cache, logits = state
         position_keys = jax.vmap(jax.random.fold_in)(keys, cache.length)
-        token = draw(logits, position_keys, how)
+        token = draw(rules.allow(logits, written + index), position_keys, how)
         hidden, aux = model.features(params, token[:, None], cache=cache)
         return (aux["cache"], model.head(params, hidden[:, 0])), token
 
@@ -102,34 +109,39 @@ def _decode(model: Model, params: Any, steps: int, how: Sampling, cache: Cache, 
 def generate(
     model: Model,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    rows: inputs.Rows,
     *,
     max_tokens: int,
     how: Sampling = Sampling(),
     seed: int = 0,
     chunk: int = 16,
+    start: int | None = None,
+    rules: Rules = Rules(),
 ) -> Iterator[np.ndarray]:
-    """Returns an iterator of arrays [B, <= chunk] of new tokens, until each prompt has `max_tokens` of them.
+    """Returns an iterator of arrays [B, <= chunk] of new tokens, until each row has `max_tokens` of them.
+
+    Args:
+      rows: prompts of a decoder, or sources of an encoder-decoder.
+      start: the token that an encoder-decoder's decoder begins with.
+      rules: which tokens may come; rows do not stop at its end token (see `until_end`).
 
     Raises:
-      UserError: an empty prompt, or a prompt and continuation longer than the model's context; at the call.
+      UserError: inputs that `inputs.make`, or rules that `Rules.check` refuses; at the call.
     """
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    check_lengths(lengths, max_tokens, model.cfg.max_length)
-    padded = np.zeros((len(prompts), _bucket(int(lengths.max()))), np.int32)
-    for row, prompt in zip(padded, prompts):
-        row[: len(prompt)] = prompt
-    slots = _bucket(max(padded.shape[1], int(lengths.max()) + -(-max_tokens // chunk) * chunk))
+    batch = inputs.make(model.cfg, rows, start, max_tokens)
+    rules.check(model.cfg.vocab_size, max_tokens)
+    longest = int(batch.lengths.max())
+    slots = inputs.bucket(max(batch.prompts.shape[1], longest + -(-max_tokens // chunk) * chunk))
     root = jax.random.key(seed)
-    keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(len(prompts)))
-    return _continue(model, params, padded, lengths, slots, keys, max_tokens, how, chunk)
+    keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(len(rows)))
+    return _continue(model, params, batch, slots, keys, max_tokens, how, rules, chunk)
 
 
-def _continue(model, params, padded, lengths, slots, keys, max_tokens, how, chunk) -> Iterator[np.ndarray]:
-    cache, logits = _prefill(model, params, slots, jnp.asarray(padded), jnp.asarray(lengths))
-    for start in range(0, max_tokens, chunk):
-        cache, logits, tokens = _decode(model, params, chunk, how, cache, logits, keys)
-        yield np.asarray(tokens)[:, : max_tokens - start]
+def _continue(model, params, batch, slots, keys, max_tokens, how, rules, chunk) -> Iterator[np.ndarray]:
+    cache, logits = _prefill(model, params, slots, batch)
+    for begin in range(0, max_tokens, chunk):
+        cache, logits, tokens = _decode(model, params, chunk, how, rules, cache, logits, keys, begin)
+        yield np.asarray(tokens)[:, : max_tokens - begin]
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -182,26 +194,3 @@ def until_end(chunks: Iterator[np.ndarray], end: int) -> list[list[int]]:
         if all(ended):
             break
     return rows
-
-
-def _bucket(length: int) -> int:
-    """The next power of two, at least 16."""
-    return max(16, 1 << (length - 1).bit_length())
-
-
-def check_lengths(lengths: Sequence[int] | np.ndarray, max_tokens: int, context: int) -> None:
-    """Checks that prompts of `lengths` tokens can be continued by `max_tokens`.
-
-    Raises:
-      UserError: an empty prompt, nothing to add, or more than the model's context.
-    """
-    if not len(lengths) or min(lengths) < 1:
-        raise UserError("a prompt has no tokens; give at least one character")
-    if max_tokens < 1:
-        raise UserError(f"max_tokens: must be at least 1, got {max_tokens}")
-    longest = int(max(lengths))
-    if longest + max_tokens > context:
-        raise UserError(
-            f"the longest prompt has {longest} tokens, and {max_tokens} more make {longest + max_tokens}, "
-            f"but the model's context is {context} tokens (model.max_length); shorten the prompt or add fewer"
-        )

@@ -9,11 +9,13 @@ from fastlm.tasks.classification import Classification
 from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.tasks.masked_language_modeling import MaskedLanguageModeling
+from fastlm.tasks.sequence_to_sequence import SequenceToSequence
 
 KINDS: dict[str, type[TaskKind]] = {
     "classification": Classification,
     "language_modeling": LanguageModeling,
     "masked_language_modeling": MaskedLanguageModeling,
+    "sequence_to_sequence": SequenceToSequence,
 }
 
 

@@ -1,0 +1,172 @@
+"""Beam search: the likeliest continuations of prompts, or targets of sources, many inputs at once.
+
+Notable: every input is encoded or prefilled once, and its beams share that (`tree`); the loop stays on the
+device until all inputs are done, interrupted only when its arrays double (32 steps at first), so that
+short outputs never pay for the longest that were allowed, and a bound of any size compiles few programs.
+What one step decides is in `hypotheses`.
+Papers: length normalization arXiv 1609.08144; forms of stopping 2204.05424.
+Left out: the coverage penalty, diverse and sampled beams, repeated n-gram bans, a forced last token.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fastlm.decoding import hypotheses, inputs, tree
+from fastlm.decoding.hypotheses import STOPPING, Hypotheses
+from fastlm.decoding.inputs import Inputs
+from fastlm.decoding.rules import Rules
+from fastlm.decoding.tree import Tree
+from fastlm.errors import UserError, nearest
+from fastlm.models import Model
+from fastlm.parallel.rules import constrain
+
+FIRST_STEPS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """A continuation that was found.
+
+    Attributes:
+      tokens: what was written, without prompt and end token.
+      score: summed log-probability (of the end token too) / length**length_penalty.
+      ended: whether it came to its end token, and not only to `max_tokens`.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """What a program is compiled for."""
+
+    model: Model
+    beams: int
+    rules: Rules
+    stop_when: str
+
+
+def search(
+    model: Model,
+    params: Any,
+    rows: inputs.Rows,
+    *,
+    max_tokens: int,
+    beams: int = 4,
+    n_best: int = 1,
+    length_penalty: float = 1.0,
+    stop_when: str = "unlikely",
+    end: int | None = None,
+    start: int | None = None,
+    min_tokens: int = 0,
+    forbidden: tuple[int, ...] = (),
+    forced_first: int | None = None,
+) -> list[list[Hypothesis]]:
+    """Returns the best hypotheses of each input, best first.
+
+    Args:
+      rows: prompts of a decoder, or sources of an encoder-decoder.
+      max_tokens: most tokens of a hypothesis, the end token counted.
+      beams: hypotheses followed at once. One is greedy search (unless `stop_when` is "impossible").
+      n_best: hypotheses returned per input; fewer where there are not so many.
+      length_penalty: scores are divided by length**this; 0 compares sums, more than 0 likes length.
+        The length counts what was written and the end token, not the prompt.
+      stop_when: an input is done when `beams` hypotheses have ended and ... "full": just that. "unlikely": the best
+        beam would be no better than the worst of them if it ended as long as it is now. "impossible": nor
+        at whatever length favours it most, which loses nothing. (Hugging Face's early_stopping True, False, "never".)
+      end: the token that ends a hypothesis; None if nothing does.
+      start: the token that an encoder-decoder's decoder begins with.
+      min_tokens, forbidden, forced_first: see `Rules`.
+
+    Raises:
+      UserError: inputs that `inputs.make` or rules that `Rules.check` refuses, settings out of their range, or
+        an attention kind that cannot keep beams apart.
+    """
+    _check(beams, n_best, length_penalty, stop_when)
+    rules = Rules(end, min_tokens, tuple(int(token) for token in forbidden), forced_first)
+    batch = inputs.make(model.cfg, rows, start, max_tokens)
+    rules.check(model.cfg.vocab_size, max_tokens)
+    tree.check(model)
+    how = _Search(model, beams, rules, stop_when)
+    settings = {"limit": jnp.int32(max_tokens), "penalty": jnp.float32(length_penalty)}
+    longest = inputs.bucket(max_tokens)
+    state = _begin(how, params, min(longest, FIRST_STEPS), batch, settings)
+    while not bool(state[2]):
+        steps = state[0].tokens.shape[2]
+        full = int(state[0].written) == steps
+        state = _go_on(how, params, 2 * steps if full else steps, *state[:2], settings)
+    return _read(state[0], n_best, end)
+
+
+State = tuple[Hypotheses, Tree, Array]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _begin(how: _Search, params: Any, steps: int, batch: Inputs, settings: dict[str, Array]) -> State:
+    """Reads the inputs and writes the first token."""
+    cache, logits = inputs.prefill(how.model, params, batch.prompts.shape[1], batch)
+    grown = tree.plant(cache, how.beams, steps)
+    found = hypotheses.empty(batch.prompts.shape[0], how.beams, steps)
+    return _chosen(how, found, grown, logits[:, None], settings)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _go_on(how: _Search, params: Any, steps: int, found: Hypotheses, grown: Tree, settings: dict[str, Array]) -> State:
+    """Writes until all inputs are done or `steps` tokens are written."""
+
+    def more(state: State) -> Array:
+        return ~state[2] & (state[0].written < steps)
+
+    def body(state: State) -> State:
+        found, grown, _ = state
+        last = found.written - 1
+        tokens = jax.lax.dynamic_index_in_dim(found.tokens, last, axis=2, keepdims=False)
+        hidden, grown = tree.advance(how.model, params, grown, tokens, last)
+        return _chosen(how, found, grown, how.model.head(params, hidden), settings)
+
+    state = (hypotheses.grow(found, steps), tree.grow(grown, steps), jnp.bool(False))
+    return jax.lax.while_loop(more, body, state)
+
+
+def _chosen(
+    how: _Search, found: Hypotheses, grown: Tree, logits: Float[Array, "B b V"], settings: dict[str, Array]
+) -> State:
+    found, parents = hypotheses.advance(found, logits, how.rules, stop_when=how.stop_when, **settings)
+    # Whole on every process: each reads the results, and all must leave the loop together.
+    found = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), found)
+    return found, tree.follow(grown, parents), jnp.all(found.done)
+
+
+def _read(found: Hypotheses, n_best: int, end: int | None) -> list[list[Hypothesis]]:
+    scores, lengths = np.asarray(found.ended_scores), np.asarray(found.ended_lengths)
+    tokens: Int[np.ndarray, "B K T"] = np.asarray(found.ended_tokens)
+
+    def one(row: int, rank: int) -> Hypothesis:
+        text = tokens[row, rank, : lengths[row, rank]].tolist()
+        ended = text[-1] == end
+        return Hypothesis(tuple(text[:-1] if ended else text), float(scores[row, rank]), ended)
+
+    ranks = range(min(n_best, scores.shape[1]))
+    return [[one(row, k) for k in ranks if np.isfinite(scores[row, k])] for row in range(len(scores))]
+
+
+def _check(beams: int, n_best: int, length_penalty: float, stop_when: str) -> None:
+    if beams < 1:
+        raise UserError(f"beams: must be at least 1, got {beams}")
+    if not 1 <= n_best <= beams:
+        raise UserError(f"n_best: must lie between 1 and the number of beams ({beams}), got {n_best}")
+    if not math.isfinite(length_penalty):
+        raise UserError(f"length_penalty: must be a number, got {length_penalty}")
+    if stop_when not in STOPPING:
+        raise UserError(
+            f"stop_when: unknown '{stop_when}'{nearest(stop_when, STOPPING)}; one of: {', '.join(STOPPING)}"
+        )

@@ -1,0 +1,264 @@
+"""From one text to another: translation, summaries, code from its description.
+
+Notable: an encoder-decoder reads the source with its encoder; a decoder reads source and target as one
+text and is scored on the target only, so both families do the same tasks. Training forces the right
+past (teacher forcing); the final score writes its own, with beam search, and is compared with
+BLEU and chrF, ROUGE, or exact equality, each with a standard error. Papers: arXiv 1706.03762; label
+smoothing 1512.00567. Over-long sources and targets are cut, said once.
+
+Dims: B batch, S source time, T target time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Array, Float
+
+from fastlm.data.bucketing import Encode
+from fastlm.data.settings import Data, Evaluation
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.decoding import beam
+from fastlm.errors import UserError, nearest
+from fastlm.measurement import statistics, text_scores
+from fastlm.models import Model, ModelConfig, abstract
+from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.tasks.kind import Scored, Trained
+from fastlm.tasks.rows import RowsKind, rows_by_record, segments
+from fastlm.tasks.scoring import gather_host
+from fastlm.tasks.task import Batch, Task
+
+
+def _bleu(said: Sequence[str], wanted: Sequence[str]) -> dict[str, statistics.Estimate]:
+    return {"bleu": text_scores.bleu(said, wanted).estimate}
+
+
+def _chrf(said: Sequence[str], wanted: Sequence[str]) -> dict[str, statistics.Estimate]:
+    return {"chrf": text_scores.chrf(said, wanted).estimate}
+
+
+def _rouge(said: Sequence[str], wanted: Sequence[str]) -> dict[str, statistics.Estimate]:
+    return {name: score.estimate for name, score in text_scores.rouge(said, wanted, stemmer=False).items()}
+
+
+def _exact(said: Sequence[str], wanted: Sequence[str]) -> dict[str, statistics.Estimate]:
+    return {"exact": statistics.mean([float(a.strip() == b.strip()) for a, b in zip(said, wanted, strict=True)])}
+
+
+SCORES: dict[str, Callable[[Sequence[str], Sequence[str]], dict[str, statistics.Estimate]]] = {
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "rouge": _rouge,
+    "exact": _exact,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceToSequence(RowsKind):
+    """The kind "sequence_to_sequence".
+
+    Attributes:
+      source, target: fields that are read and written.
+      prefix: text before every source (T5's "translate English to German: ").
+      separator: text between source and target, for a decoder that reads both as one.
+      scores: which of `SCORES` the final score computes.
+      beams, length_penalty: of the search in the final score; see `decoding.beam`.
+      label_smoothing: share of the target spread evenly over the vocabulary.
+      start: token that opens the target; -1 for the tokenizer's start token, or its end token where it has none.
+    """
+
+    source: str = "source"
+    target: str = "target"
+    prefix: str = ""
+    separator: str = ""
+    scores: tuple[str, ...] = ("bleu", "chrf")
+    beams: int = 4
+    length_penalty: float = 1.0
+    label_smoothing: float = 0.1
+    start: int = -1
+
+    head = "language_model"
+    families = ("encoder_decoder", "decoder")
+
+    def __post_init__(self) -> None:
+        for name in self.scores:
+            if name not in SCORES:
+                raise UserError(f"config.task.scores: unknown '{name}'{nearest(name, SCORES)} ({', '.join(SCORES)})")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"config.task.label_smoothing: must lie in [0, 1), got {self.label_smoothing}")
+        if self.beams < 1:
+            raise UserError(f"config.task.beams: must be at least 1, got {self.beams}")
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Source and target."""
+        return (self.source, self.target)
+
+    def start_token(self, tokenizer: Tokenizer) -> int:
+        """The token that a target begins with, as input."""
+        if self.start >= 0:
+            return self.start
+        return tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+
+    def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
+        """Returns row -> source [S], tokens and targets [T]; of a decoder, tokens, targets and scored [T]."""
+        cut = _Cutter()
+        if cfg.family == "encoder_decoder":
+            longest, start = data.source_length or data.length, [self.start_token(tokenizer)]
+
+            def encode(row: dict[str, Any]) -> dict[str, Any]:
+                source = cut(tokenizer.encode(self.prefix + str(row[self.source])), longest - 1, "source")
+                target = cut(tokenizer.encode(str(row[self.target])), data.length - 1, "target")
+                return {
+                    "source": np.concatenate([source, [tokenizer.eos]]).astype(np.int32),
+                    "tokens": np.concatenate([start, target]).astype(np.int32),
+                    "targets": np.concatenate([target, [tokenizer.eos]]).astype(np.int32),
+                }
+
+            return encode
+
+        def encode_as_one(row: dict[str, Any]) -> dict[str, Any]:
+            source = self.prompt(tokenizer, row, data)
+            target = cut(tokenizer.encode(str(row[self.target])), data.length - len(source), "target")
+            whole = np.concatenate([source, target, [tokenizer.eos]]).astype(np.int32)
+            scored = (np.arange(1, len(whole)) >= len(source)).astype(np.int32)
+            return {"tokens": whole[:-1], "targets": whole[1:], "scored": scored}
+
+        return encode_as_one
+
+    def prompt(self, tokenizer: Tokenizer, row: dict[str, Any], data: Data) -> np.ndarray:
+        """Returns what a decoder reads before it writes, cut at its beginning to leave half of the length."""
+        start = [] if tokenizer.bos is None else [tokenizer.bos]
+        ids = tokenizer.encode(self.prefix + str(row[self.source]) + self.separator)
+        room = (data.source_length or data.length // 2) - len(start)
+        return np.concatenate([start, ids[max(0, len(ids) - room) :]]).astype(np.int32)
+
+    def make(self, model: Model, tokenizer: Tokenizer) -> Task:
+        """Returns the task."""
+        return make(model, tokenizer.token_bytes, self.label_smoothing)
+
+    def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
+        """Writes a target for each source and compares; adds the loss of the right ones."""
+        records = self._records(trained, data, evaluation, split, limit)
+        rows = rows_by_record(self.load(data, split), records)
+        said = self.write(trained, rows, data, evaluation.batch_size or data.batch_size)
+        wanted = [str(row[self.target]) for row in rows]
+        metrics: dict[str, float] = {}
+        for name in self.scores:
+            for metric, estimate in SCORES[name](said, wanted).items():
+                metrics |= {metric: estimate.value, f"{metric}_error": estimate.error}
+        outputs = [
+            {"source": str(row[self.source]), "expected": expected, "said": text}
+            for row, expected, text in zip(rows, wanted, said)
+        ]
+        return Scored(metrics | {"rows": float(len(rows))}, outputs)
+
+    def _records(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int) -> list[int]:
+        batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)
+        found = [record for batch in batches for record in gather_host(batch["record"]).tolist()]
+        return sorted(record for record in found if record >= 0)
+
+    def write(self, trained: Trained, rows: Sequence[dict[str, Any]], data: Data, batch_size: int) -> list[str]:
+        """Returns the text that the model writes for each row, the best of the beams."""
+        model, tokenizer = trained.model, trained.tokenizer
+        pair = model.cfg.family == "encoder_decoder"
+        read = self.encoder(model.cfg, tokenizer, data) if pair else None
+        inputs = [read(row)["source"] if pair else self.prompt(tokenizer, row, data) for row in rows]
+        said: list[str] = [""] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(inputs[i]))  # like lengths together: few shapes, no padding
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            found = beam.search(
+                model,
+                trained.weights["model"],
+                [inputs[i] for i in chosen],
+                beams=self.beams,
+                max_tokens=data.length if pair else data.length - max(len(inputs[i]) for i in chosen),
+                length_penalty=self.length_penalty,
+                end=tokenizer.eos,
+                start=self.start_token(tokenizer) if pair else None,
+            )
+            for i, hypotheses in zip(chosen, found):
+                said[i] = tokenizer.decode(hypotheses[0].tokens)
+        return said
+
+
+class _Cutter:
+    """Cuts arrays at their end, and says so the first time."""
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def __call__(self, ids: np.ndarray, room: int, what: str) -> np.ndarray:
+        if len(ids) > room and what not in self.said:
+            self.said.add(what)
+            logging.warning("a %s of %d tokens and those like it are cut to %d (config.data)", what, len(ids), room)
+        return ids[:room]
+
+
+def make(model: Model, token_bytes: np.ndarray, label_smoothing: float = 0.0) -> Task:
+    """Returns the task of writing targets; `predict` gives, per token [B, T], what `loss` sums."""
+    unused = model.cfg.vocab_size - len(token_bytes)
+
+    def read(weights: Any, batch: Batch, rng: Array | None) -> tuple[Float[Array, "B T D"], Float[Array, "B T"]]:
+        params, real = weights["model"], segments(batch)
+        mask = real * batch.get("scored", real) * batch["row_mask"][:, None]
+        memory = None
+        if "source" in batch:
+            memory, _ = model.encode(params, batch["source"], segment_ids=segments(batch, "source"), rng=rng)
+        # What pads a target stands behind it, where a causal decoder does not look.
+        hidden, _ = model.features(params, batch["tokens"], memory=memory, rng=rng)
+        return hidden, mask.astype(jnp.float32)
+
+    def loss(weights, constants, carry, batch, step, rng):
+        del step
+        hidden, mask = read(weights, batch, rng)
+        total, scores = chunked_cross_entropy(
+            model.head,
+            model.head_params(weights["model"]),
+            hidden,
+            batch["targets"],
+            mask,
+            chunk=model.compute.loss_chunk,
+            label_smoothing=label_smoothing,
+        )
+        text_bytes = jnp.take(constants["token_bytes"], batch["targets"], mode="clip") * mask
+        sums = {
+            "nll": jnp.sum(scores.nll * mask),
+            "correct": jnp.sum(scores.correct * mask),
+            "tokens": jnp.sum(mask),
+            "bytes": jnp.sum(text_bytes),
+        }
+        return total, sums["tokens"], (carry, {"sums": sums})
+
+    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, Array]:
+        del constants
+        hidden, mask = read(weights, batch, None)
+        params = model.head_params(weights["model"])
+        scores = chunked_scores(model.head, params, hidden, batch["targets"], chunk=model.compute.loss_chunk)
+        return {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask}
+
+    return Task(
+        init=lambda rng, model_params: {"model": model_params},
+        loss=loss,
+        summarize=summarize,
+        predict=predict,
+        constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},
+        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
+    )
+
+
+def summarize(sums: dict[str, Any]) -> dict[str, float]:
+    """Returns loss (nats per target token), perplexity, bits_per_byte of the targets, and accuracy."""
+    tokens = max(float(sums["tokens"]), 1.0)
+    nats = float(sums["nll"]) / tokens
+    return {
+        "loss": nats,
+        "perplexity": math.exp(min(nats, 700.0)),
+        "bits_per_byte": float(sums["nll"]) / math.log(2) / max(float(sums["bytes"]), 1.0),
+        "accuracy": float(sums["correct"]) / tokens,
+    }
