@@ -23,12 +23,15 @@ settings.register_profile("fastlm", deadline=None, derandomize=True, max_example
 settings.load_profile("fastlm")
 
 
-@pytest.fixture
+_NO_MESH = jax.sharding.get_mesh()
+
+
+@pytest.fixture(autouse=True)
 def no_mesh():
-    """Leaves no mesh in force after a test that sets one."""
-    before = jax.sharding.get_mesh()
+    """Each test begins and ends without a mesh in force: arrays made under one are committed to its devices."""
+    jax.set_mesh(_NO_MESH)
     yield
-    jax.set_mesh(before)
+    jax.set_mesh(_NO_MESH)
 
 
 @pytest.fixture(scope="session")

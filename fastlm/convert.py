@@ -1,0 +1,266 @@
+"""Models in and out: Hugging Face folders, hub names and GGUF files to a workdir of fastlm, and back.
+
+    python -m fastlm.convert --from FOLDER_OR_FILE_OR_NAME --to runs/mine
+    python -m fastlm.convert --from runs/mine --to FOLDER
+
+A workdir is what fastlm.generate and fastlm.evaluate read and fine-tuning starts from. `--format` says which of
+the two to write; by default what the source is not. Beside the checkpoint a workdir keeps the tokenizer's own
+files, so that they go back unchanged.
+"""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from fastlm import command_line, tasks
+from fastlm.data import tokenizers
+from fastlm.errors import UserError
+from fastlm.models import Compute, ModelConfig, huggingface
+from fastlm.models.config import HEADS
+from fastlm.parallel import mesh as meshes
+from fastlm.training import checkpoints, restore
+from fastlm.training.precision import loss_scale_for
+from fastlm.training.state import Skipped, State
+
+FROM = flags.DEFINE_string("from", None, "a Hugging Face folder, a name of its hub, a .gguf file, or a fastlm workdir")
+TO = flags.DEFINE_string("to", None, "folder to write; must be new or empty")
+FORMAT = flags.DEFINE_enum("format", None, ["huggingface", "fastlm"], "what to write; default: what the source is not")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of the stored weights; default float32")
+HEAD = flags.DEFINE_enum("head", None, list(HEADS), "read with another head than the model's; made anew if not there")
+CLASSES = flags.DEFINE_integer("classes", 0, "classes of a new head; 0 keeps the model's", lower_bound=0)
+MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "a shorter context than the model's; 0 keeps it", lower_bound=0)
+POOLING = flags.DEFINE_enum("pooling", None, ["first", "last", "mean"], "what stands for a text; default: the model's")
+REVISION = flags.DEFINE_string("revision", None, "of a model of the hub")
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "folder with tokenizer files, if the model comes without")
+ARCHITECTURE = flags.DEFINE_string("architecture", None, "class of transformers to write; default: where it came from")
+STEP = flags.DEFINE_string("step", "", "checkpoint of a workdir: a number, 'best', or nothing for the newest")
+SEED = flags.DEFINE_integer("seed", 0, "of what is made anew", lower_bound=0, upper_bound=2**32 - 1)
+
+FILES = "tokenizer"  # folder in a workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A model between the two worlds.
+
+    Attributes:
+      about: of a checkpoint: where the model came from and what it brought.
+    """
+
+    cfg: ModelConfig
+    params: Any
+    tokenizer: tokenizers.Tokenizer | None
+    tokenizer_files: dict[str, bytes]
+    about: dict[str, Any]
+
+
+def main() -> None:
+    """Reads, writes, and says what it did."""
+    source, target = FROM.value, Path(TO.value).expanduser()
+    from_workdir = (Path(source).expanduser() / "checkpoints").is_dir()
+    kind = FORMAT.value or ("huggingface" if from_workdir else "fastlm")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
+    model = from_checkpoint(source) if from_workdir else from_huggingface(source)
+    (write_huggingface if kind == "huggingface" else write_workdir)(target, model)
+
+
+def from_huggingface(source: str) -> Converted:
+    """Reads a folder, hub name or GGUF file, and makes anew what a head asked for lacks."""
+    imported = huggingface.read(
+        source,
+        head=HEAD.value,
+        classes=CLASSES.value or None,
+        revision=REVISION.value,
+        max_length=MAX_LENGTH.value or None,
+        pooling=POOLING.value,
+        allow_missing=("head", "pooler") if HEAD.value or CLASSES.value else (),
+    )
+    params = huggingface.complete(imported, jax.random.key(SEED.value))
+    say(f"read {imported.architecture or 'a body'} from {source}: {count(params):,} parameters")
+    for what, names in {"made anew": imported.missing, "left out": imported.unused}.items():
+        if names:
+            say(f"  {what}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}")
+    files = imported.tokenizer_files if TOKENIZER.value is None else read_tokenizer_files(TOKENIZER.value)
+    about = {
+        "architecture": imported.architecture,
+        "generation": imported.generation,
+        "labels": list(imported.labels),
+        "chat_template": imported.chat_template,
+        "tokenizer_note": imported.tokenizer_note,
+    }
+    return Converted(imported.cfg, params, None, files, about)
+
+
+def from_checkpoint(workdir: str) -> Converted:
+    """Reads a checkpoint of fastlm with what it kept of its origin."""
+    mesh = meshes.make()
+    jax.set_mesh(mesh)
+    restored = restore.restore(workdir, mesh, step=STEP.value)
+    about = dict(restored.about.get("huggingface", {}))
+    kept = Path(workdir).expanduser() / FILES
+    files = read_tokenizer_files(kept) if kept.is_dir() else {}
+    if not files:
+        files = huggingface.tokenizer_files(restored.tokenizer.to_json(), about.get("chat_template"))
+    ids = {f"{role}_token_id": getattr(restored.tokenizer, role) for role in ("bos", "eos", "pad")}
+    about["generation"] = {name: token for name, token in ids.items() if token is not None} | about.get(
+        "generation", {}
+    )
+    say(f"read step {restored.step} of {workdir}: {count(restored.params):,} parameters")
+    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about)
+
+
+def write_huggingface(folder: Path, model: Converted) -> None:
+    """Writes a folder that transformers loads."""
+    class_name, written = huggingface.write(
+        folder,
+        model.cfg,
+        model.params,
+        model.tokenizer_files,
+        architecture=ARCHITECTURE.value or _origin(model),
+        generation=model.about.get("generation"),
+        labels=tuple(model.about.get("labels", ())),
+        dtype=DTYPE.value,
+    )
+    size = sum(path.stat().st_size for path in written)
+    say(f"wrote {class_name} to {folder}: {len(written)} files, {size:,} bytes")
+
+
+def _origin(model: Converted) -> str | None:
+    """Returns the class that the model came as, if it still holds it."""
+    name = model.about.get("architecture") or None
+    try:
+        return name and huggingface.describe(model.cfg, name)[0]
+    except UserError:  # it was changed since; another class may do
+        return None
+
+
+def write_workdir(workdir: Path, model: Converted) -> None:
+    """Writes step 0 of a workdir."""
+    tokenizer = model.tokenizer or make_tokenizer(model)
+    if tokenizer.vocab_size > model.cfg.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.cfg.vocab_size}: they do not belong "
+            "together; give the right one with --tokenizer"
+        )
+    params = model.params
+    if DTYPE.value == "bfloat16":
+        params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+    files = checkpoints.Checkpoints(workdir)
+    for name, content in model.tokenizer_files.items():
+        put_file(workdir / FILES / name, content)
+    files.save(0, _state(params), _about(model, tokenizer))
+    files.close()
+    size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
+    say(f"wrote step 0 to {workdir}: {size:,} bytes")
+
+
+def make_tokenizer(model: Converted) -> tokenizers.Tokenizer:
+    """Makes the tokenizer from the files that the model brought.
+
+    Raises:
+      UserError: there are none, or none of a kind that is read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in model.tokenizer_files.items():
+            put_file(Path(folder) / name, content)
+        if "tokenizer.json" in model.tokenizer_files:
+            return without_unused_start(tokenizers.make("huggingface", path=folder))
+        for name in ("tokenizer.model", "spiece.model"):
+            if name in model.tokenizer_files:
+                return tokenizers.make("sentencepiece", path=str(Path(folder) / name))
+    note = model.about.get("tokenizer_note") or f"no tokenizer.json, only {', '.join(model.tokenizer_files)}"
+    raise UserError(
+        f"{note}; give a folder with one as --tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) "
+        "of transformers makes it)"
+    )
+
+
+def put_file(path: Path, content: bytes) -> None:
+    """Writes a file and the folders above it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); check space and permissions") from None
+
+
+def without_unused_start(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Returns the tokenizer without its start token if it would not put that before a text itself."""
+    from tokenizers import Tokenizer as Library
+
+    fields = json.loads(tokenizer.to_json())
+    if tokenizer.bos is None or tokenizer.bos in Library.from_str(fields["model"]).encode("").ids[:1]:
+        return tokenizer
+    return tokenizers.from_json(json.dumps(fields | {"bos": None}))
+
+
+def read_tokenizer_files(folder: str | Path) -> dict[str, bytes]:
+    """Returns the tokenizer files of a folder.
+
+    Raises:
+      UserError: there are none.
+    """
+    files = huggingface.folders.tokenizer_files(Path(folder).expanduser())
+    if not files:
+        raise UserError(f"{folder}: holds none of {', '.join(huggingface.folders.TOKENIZER_FILES[:4])} ...")
+    return files
+
+
+def _state(params: Any) -> State:
+    """A state that holds a model and nothing of a training."""
+    zero = jax.numpy.zeros((), jax.numpy.int32)
+    key = jax.random.key_data(jax.random.key(0))
+    return State(zero, {"model": params}, (), (), (), (), loss_scale_for(jax.numpy.float32), key, Skipped(zero, zero))
+
+
+def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    config = {
+        "model": json.loads(model.cfg.to_json()),
+        "compute": dataclasses.asdict(Compute()),
+        "data": {"sources": [], "length": min(model.cfg.max_length, 1024)},
+        "task": task_of(model.cfg, model.about["labels"]),
+    }
+    return {
+        "model": config["model"],
+        "tokenizer": tokenizer.to_json(),
+        "config": config,
+        "data": {},
+        "metrics": {},
+        "versions": checkpoints.versions(),
+        "huggingface": model.about,
+    }
+
+
+def task_of(cfg: ModelConfig, labels: list[str]) -> dict[str, Any]:
+    """Returns the section `task` that goes with a head; empty for a body."""
+    fitting = [name for name, kind in tasks.KINDS.items() if cfg.head == kind.head and cfg.family in kind.families]
+    if not fitting:
+        return {}
+    named = cfg.head == "sequence"
+    return {"name": fitting[0]} | ({"labels": labels or [f"LABEL_{i}" for i in range(cfg.classes)]} if named else {})
+
+
+def count(params: Any) -> int:
+    """Returns the number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def say(text: str) -> None:
+    """Tells what was done."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    for name in ("from", "to"):
+        flags.mark_flag_as_required(name)
+    command_line.main(main)

@@ -1,0 +1,134 @@
+"""`python -m fastlm.convert`: into a workdir that the other entry points restore, and back."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks.huggingface_parity import same_tensors
+from fastlm.models import huggingface
+from fastlm.parallel import mesh as meshes
+from fastlm.training import restore
+from tests.models.huggingface_folders import GOLDEN, copied, options_of
+from tests.test_bad_input import call, refuses
+
+WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "\u2581"]
+
+
+@pytest.fixture(autouse=True)
+def leave_no_mesh(no_mesh):
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny Llama with a tokenizer of its own, that starts texts with <s>."""
+    folder = copied("llama", tmp_path / "model")
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    single = [start, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "added_tokens": [{"id": i, "content": WORDS[i]} | flags for i in range(3)],
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": {word: i for i, word in enumerate(WORDS)},
+            "merges": [],
+            "unk_token": "<unk>",
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+def convert(*arguments):
+    outcome = call("convert", *arguments)
+    assert outcome.status == 0, outcome.err
+    return outcome.out
+
+
+def test_into_a_workdir_and_back(folder, tmp_path):
+    workdir, back = tmp_path / "run", tmp_path / "back"
+    said = convert("--from", folder, "--to", workdir)
+    assert "read LlamaForCausalLM" in said and "18,688 parameters" in said and "wrote step 0" in said
+    said = convert("--from", workdir, "--to", back)
+    assert f"wrote LlamaForCausalLM to {back}" in said
+    assert same_tensors(folder, back)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (back / name).read_bytes() == (folder / name).read_bytes()
+    assert huggingface.read(back).cfg == huggingface.read(folder).cfg
+
+
+def test_a_workdir_is_what_the_other_entry_points_restore(folder, tmp_path):
+    workdir = tmp_path / "run"
+    convert("--from", folder, "--to", workdir, "--dtype", "bfloat16")
+    restored, original = restore.restore(workdir, meshes.make()), huggingface.read(folder)
+    assert restored.model.cfg == original.cfg and restored.step == 0
+    kernel = np.asarray(restored.params["head"]["kernel"])
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel, original.params["head"]["kernel"], rtol=2**-8)
+    assert restored.tokenizer.decode(restored.tokenizer.encode("abc a")) == "abc a"
+    assert (restored.tokenizer.bos, restored.tokenizer.eos) == (1, 2)
+    assert restored.about["huggingface"]["chat_template"] == "{{ messages }}"
+    outcome = call("generate", "--workdir", workdir, "--prompt", "abc", "--max_tokens", "3", "--temperature", "0")
+    assert outcome.status == 0 and outcome.out.startswith("abc")
+    text = tmp_path / "text.txt"
+    text.write_text("a cab feeds a bad dad\n" * 20)
+    arguments = ["--source", f"text:{text}", "--length", "32", "--batch_size", "1", "--batches", "1"]
+    outcome = call("evaluate", "--workdir", workdir, *arguments)
+    assert outcome.status == 0 and "bits_per_byte" in outcome.out, outcome.err
+
+
+def test_a_start_token_that_the_tokenizer_does_not_use_is_none(folder, tmp_path):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    convert("--from", folder, "--to", tmp_path / "run")
+    assert restore.restore(tmp_path / "run", meshes.make()).tokenizer.bos is None
+
+
+def test_from_one_folder_to_another_with_a_new_head(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--format", "huggingface", "--head", "sequence", "--classes", "4", "--dtype", "bfloat16"]
+    said = convert("--from", GOLDEN / "distilbert_masked", "--to", out, *arguments)
+    assert "made anew: " in said and "left out: " in said
+    assert options_of(out)["architectures"] == ["DistilBertForSequenceClassification"]
+    imported = huggingface.read(out, dtype="stored")
+    assert imported.cfg.classes == 4 and imported.params["head"]["kernel"].dtype.name == "bfloat16"
+
+
+def test_a_model_without_a_tokenizer_needs_one(folder, tmp_path):
+    arguments = ["--from", GOLDEN / "gpt2", "--to", tmp_path / "run"]
+    refuses("holds no tokenizer; give a folder with one as --tokenizer", "convert", *arguments)
+    refuses("holds none of tokenizer.json", "convert", *arguments, "--tokenizer", GOLDEN)
+    convert(*arguments, "--tokenizer", folder)
+    assert restore.restore(tmp_path / "run", meshes.make()).tokenizer.vocab_size == len(WORDS)
+
+
+def test_mistakes(folder, tmp_path):
+    new, larger = tmp_path / "new", tmp_path / "larger"
+    refuses("exists and is not an empty folder", "convert", "--from", folder, "--to", folder)
+    refuses("no such file or folder", "convert", "--from", tmp_path / "nothing", "--to", new)
+    for_one = ["convert", "--from", folder, "--to", new]
+    refuses("fit GPT2LMHeadModel", *for_one, "--format", "huggingface", "--architecture", "GPT2LMHeadModel")
+    shutil.copytree(folder, larger)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"word{i}": len(WORDS) + i for i in range(60)}
+    (larger / "tokenizer.json").write_text(json.dumps(tokenizer))
+    refuses("has 90 tokens and the model 67", *for_one, "--tokenizer", larger)
+    (larger / "tokenizer.json").unlink()
+    refuses("no tokenizer.json", *for_one, "--tokenizer", larger)
+    assert not new.exists()  # nothing is left that would be in the way of the right command
