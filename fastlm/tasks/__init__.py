@@ -9,12 +9,16 @@ from fastlm.tasks.classification import Classification
 from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.tasks.masked_language_modeling import MaskedLanguageModeling
+from fastlm.tasks.question_answering import QuestionAnswering
+from fastlm.tasks.regression import Regression
 from fastlm.tasks.sequence_to_sequence import SequenceToSequence
 
 KINDS: dict[str, type[TaskKind]] = {
     "classification": Classification,
     "language_modeling": LanguageModeling,
     "masked_language_modeling": MaskedLanguageModeling,
+    "question_answering": QuestionAnswering,
+    "regression": Regression,
     "sequence_to_sequence": SequenceToSequence,
 }
 

@@ -20,31 +20,26 @@ from fastlm.errors import UserError, nearest
 from fastlm.measurement import classification_scores
 from fastlm.models import Model, ModelConfig, abstract
 from fastlm.tasks.kind import Scored, Trained
-from fastlm.tasks.rows import Joiner, RowsKind, predictions, rows_by_record, segments
+from fastlm.tasks.rows import Joiner, predictions, rows_by_record
 from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.texts import TextsKind, text_logits
 
 MOST_LABELS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(RowsKind):
+class Classification(TextsKind):
     """The kind "classification".
 
     Attributes:
-      text, pair: fields that are read; no pair if that is "".
       label: field with the label, text or a number.
       labels: the labels in the order of classes; empty for those of the training rows, sorted.
       label_smoothing: share of the target spread evenly over the labels (arXiv 1512.00567).
     """
 
-    text: str = "text"
-    pair: str = ""
     label: str = "label"
     labels: tuple[str, ...] = ()
     label_smoothing: float = 0.0
-
-    head = "sequence"
-    families = ("encoder", "decoder")
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -53,9 +48,9 @@ class Classification(RowsKind):
             raise UserError(f"config.task.labels: a label is named twice in {self.labels}")
 
     @property
-    def text_fields(self) -> tuple[str, ...]:
-        """The text, and what it is paired with."""
-        return (self.text, self.pair) if self.pair else (self.text,)
+    def classes(self) -> int:
+        """As many as there are labels."""
+        return len(self.labels)
 
     def fields_read(self) -> tuple[str, ...]:
         """Texts and label."""
@@ -77,26 +72,18 @@ class Classification(RowsKind):
             raise UserError(f"config.task.label: field '{self.label}' has one value only in the training rows: {found}")
         return dataclasses.replace(self, labels=tuple(sorted(found)))
 
-    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
-        """Gives the head as many classes as there are labels; a decoder is read at its last token."""
-        cfg = super().fit(cfg, tokenizer, data)
-        pooling = "last" if cfg.family == "decoder" else cfg.pooling
-        return dataclasses.replace(cfg, classes=len(self.labels), pooling=pooling)
-
     def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
         """Returns row -> tokens, token types where the model has them, label number."""
         join, number = Joiner(tokenizer, data.length), {label: i for i, label in enumerate(self.labels)}
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
-            tokens, types = join(str(row[self.text]), str(row[self.pair]) if self.pair else None)
             label = str(row[self.label])
             if label not in number:
                 raise UserError(
                     f"config.task.labels: a row has the unknown {self.label} '{label}'{nearest(label, number)}; "
                     f"known are {', '.join(self.labels[:10])}"
                 )
-            encoded = {"tokens": tokens, "label": number[label]}
-            return encoded | {"token_types": types} if cfg.token_types else encoded
+            return self.encode_texts(join, row, cfg) | {"label": number[label]}
 
         return encode
 
@@ -131,16 +118,9 @@ class Classification(RowsKind):
 def make(model: Model, label_smoothing: float = 0.0) -> Task:
     """Returns the task; `predict` gives logits [B, C] and label [B]."""
 
-    def logits_of(weights: Any, batch: Batch, rng: Any) -> jax.Array:
-        params, real = weights["model"], segments(batch)
-        hidden, _ = model.features(
-            params, batch["tokens"], segment_ids=real, token_types=batch.get("token_types"), rng=rng
-        )
-        return model.head(params, model.pool(hidden, real))
-
     def loss(weights, constants, carry, batch, step, rng):
         del constants, step
-        logits, mask = logits_of(weights, batch, rng), batch["row_mask"]
+        logits, mask = text_logits(model, weights, batch, rng), batch["row_mask"]
         log_probabilities = jax.nn.log_softmax(logits)
         wanted = jax.nn.one_hot(batch["label"], logits.shape[-1])
         nll = -jnp.sum(wanted * log_probabilities, axis=-1)
@@ -153,7 +133,7 @@ def make(model: Model, label_smoothing: float = 0.0) -> Task:
 
     def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, jax.Array]:
         del constants
-        return {"logits": logits_of(weights, batch, None), "label": batch["label"]}
+        return {"logits": text_logits(model, weights, batch, None), "label": batch["label"]}
 
     return Task(
         init=lambda rng, model_params: {"model": model_params},

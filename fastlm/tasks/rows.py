@@ -64,10 +64,15 @@ class RowsKind(TaskKind):
         """Returns every field that rows must have."""
         return self.text_fields
 
+    def rows(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, split: str) -> list[tuple[Examples, float]]:
+        """Returns what `encoder` is given one by one: the rows of a split, or what a task cuts them into."""
+        del cfg, tokenizer
+        return self.load(data, split)
+
     def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> BatchIterator:
         """Returns batches of rows of like length."""
         return bucketing.training_batches(
-            self.load(data, data.split),
+            self.rows(cfg, tokenizer, data, data.split),
             self.encoder(cfg, tokenizer, data),
             batch_size=data.batch_size,
             seed=seed,
@@ -80,7 +85,7 @@ class RowsKind(TaskKind):
     ) -> Iterator[HostBatch]:
         """Returns every row once, sorted by length."""
         return bucketing.evaluation_batches(
-            self.load(data, split),
+            self.rows(cfg, tokenizer, data, split),
             self.encoder(cfg, tokenizer, data),
             batch_size=evaluation.batch_size or data.batch_size,
             limit=limit,
@@ -120,7 +125,7 @@ class Joiner:
         Raises:
           UserError: no room for any text between the special tokens.
         """
-        start, end = self._special()
+        start, end = special_tokens(self.tokenizer)
         parts = [self.tokenizer.encode(first)] + ([] if second is None else [self.tokenizer.encode(second)])
         room = self.length - len(start) - len(end) * len(parts)
         if room < len(parts):
@@ -131,13 +136,6 @@ class Joiner:
             tokens += [part, end]
             types.append(np.full(len(part) + len(end), number, np.int32))
         return np.concatenate(tokens).astype(np.int32), np.concatenate(types)
-
-    def _special(self) -> tuple[np.ndarray, np.ndarray]:
-        start = self.tokenizer.special("class")
-        start = self.tokenizer.bos if start is None else start
-        end = self.tokenizer.special("separator")
-        end = self.tokenizer.eos if end is None else end
-        return np.array([] if start is None else [start], np.int32), np.array([end], np.int32)
 
     def _cut(self, parts: list[np.ndarray], room: int) -> list[np.ndarray]:
         excess = sum(map(len, parts)) - room
@@ -152,6 +150,15 @@ class Joiner:
         one, two = map(len, parts)
         keep = min(one, max(room - two, room // 2)) if one >= two else room - min(two, max(room - one, room // 2))
         return [parts[0][:keep], parts[1][: room - keep]]
+
+
+def special_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what opens a row and what ends each text in it, int32 [0 or 1] and [1]."""
+    start = tokenizer.special("class")
+    start = tokenizer.bos if start is None else start
+    end = tokenizer.special("separator")
+    end = tokenizer.eos if end is None else end
+    return np.array([] if start is None else [start], np.int32), np.array([end], np.int32)
 
 
 def segments(batch: dict[str, Array], name: str = "tokens") -> Int[Array, "B T"]:

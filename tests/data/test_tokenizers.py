@@ -78,6 +78,41 @@ def test_bytes_are_exact(exact, text):
 
 
 @settings(deadline=None)
+@given(text=st.text(st.characters(codec="utf-8")))
+@example(TEXT)
+@example("<|endoftext|> 🎉🎉  e\u0301\u0301\n")
+def test_offsets_name_the_characters_of_each_token(exact, text):
+    ids, starts, ends = exact.encode_with_offsets(text)
+    assert ids.tolist() == exact.encode(text).tolist()
+    assert {values.dtype for values in (ids, starts, ends)} == {np.dtype(np.int32)}
+    character_of = [place for place, character in enumerate(text) for _ in character.encode()]
+    behind = np.cumsum(exact.token_bytes[ids]).tolist()
+    for token, start, end, stop in zip(ids, starts.tolist(), ends.tolist(), behind):
+        first = stop - len(exact.pieces[token])
+        assert (start, end) == (character_of[first], character_of[stop - 1] + 1)
+
+
+@settings(deadline=None)
+@given(words=st.lists(st.text("the stazSTé数🎉", min_size=1).filter(lambda word: " " not in word), min_size=1))
+def test_sentencepiece_offsets_name_the_characters_of_each_token(sentencepiece, words):
+    text = " ".join(words)
+    ids, starts, ends = sentencepiece.encode_with_offsets(text)
+    assert ids.tolist() == sentencepiece.encode(text).tolist() and starts.dtype == ends.dtype == np.int32
+    assert (np.diff(starts) >= 0).all() and (starts < ends).all() and ends[-1] == len(text)
+    assert all(sentencepiece.pieces[i].strip() in text[a:b].encode() for i, a, b in zip(ids, starts, ends))
+
+
+def test_sentencepiece_offsets_are_those_before_normalising(sentencepiece):
+    text = "  e\ufb01  é"  # a ligature that becomes two letters, and spaces that become one
+    ids, starts, ends = sentencepiece.encode_with_offsets(text)
+    found = {(sentencepiece.pieces[i].strip(), text[a:b].strip()) for i, a, b in zip(ids, starts, ends)}
+    assert all(b"f" not in piece or "\ufb01" in place for piece, place in found)
+    assert any(b"i" in piece and "\ufb01" in place for piece, place in found)
+    assert {(b"\xc3", "é"), (b"\xa9", "é")} <= found
+    assert [len(values) for values in sentencepiece.encode_with_offsets("")] == [0, 0, 0]
+
+
+@settings(deadline=None)
 @given(text=st.text(st.characters(codec="utf-8")), data=st.data())
 def test_streaming_gives_whole_characters_and_all_of_them(exact, text, data):
     decoder = tokenizers.StreamDecoder(exact)
@@ -167,6 +202,22 @@ def test_wordpiece_and_its_spaces(tmp_path):
     ids = tokenizer.encode("state union")
     assert ids.tolist() == [4, 2, 3] and tokenizer.decode(ids) == "state union"
     assert tokenizer.token_bytes.tolist() == [0, 0, 3, 3, 6]
+    ids, starts, ends = tokenizer.encode_with_offsets("state  union.")
+    assert [(int(i), "state  union."[a:b]) for i, a, b in zip(ids, starts, ends)] == [
+        (4, "state"), (2, "un"), (3, "ion"), (0, "."),
+    ]  # fmt: skip
+
+
+def test_offsets_keep_the_space_that_a_file_would_have_trimmed(huggingface, tmp_path):
+    from tokenizers import Tokenizer, processors
+
+    library = Tokenizer.from_file(str(huggingface[1] / "tokenizer.json"))
+    library.post_processor = processors.ByteLevel(trim_offsets=True)
+    library.save(str(tmp_path / "tokenizer.json"))
+    ids, starts, ends = tokenizers.make("huggingface", path=str(tmp_path)).encode_with_offsets(TEXT)
+    covered = {place for start, end in zip(starts, ends) for place in range(start, end)}
+    assert covered == set(range(len(TEXT)))
+    assert ids.tolist() == huggingface[0].encode(TEXT).tolist()
 
 
 def test_sentencepiece(sentencepiece):

@@ -54,6 +54,15 @@ class Tokenizer(ABC):
         """Encodes many texts; on all cores where the library can."""
         return [self.encode(text) for text in texts]
 
+    @abstractmethod
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encodes `text`, and says where in it each token stands.
+
+        Returns:
+          The ids of `encode(text)`, and two int32 arrays of the same length: token i stands for characters
+          `text[starts[i]:ends[i]]`. A token that begins or ends inside a character has all of that character.
+        """
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; broken UTF-8 at either end becomes U+FFFD, specials and ids beyond V nothing."""
         return b"".join(self._piece(int(token)) for token in ids).decode("utf-8", errors="replace")

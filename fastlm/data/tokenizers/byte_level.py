@@ -18,6 +18,13 @@ class ByteTokenizer(Tokenizer):
         """Returns the UTF-8 bytes of `text`, int32."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the bytes, and the character that each belongs to."""
+        ids = self.encode(text)
+        opens_character = (ids & 0xC0) != 0x80  # in UTF-8 every other byte begins with the bits 10
+        starts = (np.cumsum(opens_character) - 1).astype(np.int32)
+        return ids, starts, starts + 1
+
     def to_json(self) -> str:
         """Returns the kind: there is nothing else."""
         return json.dumps({"kind": "bytes"})

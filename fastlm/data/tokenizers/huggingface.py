@@ -31,6 +31,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._library.no_truncation()
         self._library.no_padding()
         self._library.encode_special_tokens = True  # text is text, even if it spells a special token
+        self._library.post_processor = None  # adds special tokens, which we do not ask for, and trims offsets
         self._spaces_are_text = _is_byte_level(self._library)
         ids = [*self._library.get_vocab(with_added_tokens=True).values(), eos, pad, -1 if bos is None else bos]
         super().__init__(_token_pieces(self._library, max(ids) + 1), bos=bos, eos=eos, pad=pad)
@@ -38,6 +39,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text`, int32 [tokens]."""
         return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the ids, and where in `text` each token stands, with the space that it opens with."""
+        encoding = self._library.encode(text, add_special_tokens=False)
+        places = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), places[:, 0], places[:, 1]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes many texts on all cores."""

@@ -45,6 +45,16 @@ class SentencePieceTokenizer(Tokenizer):
         """Returns the ids of `text`, int32 [tokens]."""
         return np.array(self._library.encode(text), np.int32)
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the ids, and where in `text`, as it was before normalising, each token stands."""
+        found = self._library.encode(text, out_type="offset_mapping")
+        places = np.array(found["offsets"], np.int32).reshape(-1, 2)
+        # All but the last piece of a character (its bytes, the letters of a ligature) have empty places.
+        empty, order = places[:, 0] == places[:, 1], np.arange(len(places))
+        following = np.minimum.accumulate(np.where(empty, len(places), order)[::-1])[::-1]
+        ends = np.append(places[:, 1], len(text))[following].astype(np.int32)
+        return np.array(found["ids"], np.int32), places[:, 0], ends
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` without the space SentencePiece puts before the first word."""
         return super().decode(ids).removeprefix(" ")

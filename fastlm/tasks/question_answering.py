@@ -1,0 +1,270 @@
+"""Extractive question answering: which span of the context answers a question (SQuAD, arXiv 1606.05250).
+
+Notable: two numbers per token, for the first and the last of the answer, as in BERT (1810.04805). Only the
+context can hold them, and place 0, which stands for "not in this window": windows of a long context without
+the answer train towards it, as do questions without an answer (1806.03822). A span's score is the sum
+of its two logits less that of place 0, which makes windows comparable; the best span of all windows
+is said, cut out of the text by characters. Scored by SQuAD's exact match and F1.
+Left out: several reference answers of a question (rows have one), so scores on sets that have several are lower
+than published ones.
+
+Dims: B batch, T time.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fastlm.data.bucketing import Encode
+from fastlm.data.examples import Examples, Row
+from fastlm.data.settings import Data, Evaluation
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.errors import UserError
+from fastlm.measurement.answer_scores import answer_scores
+from fastlm.models import Model, ModelConfig, abstract
+from fastlm.tasks import cloze
+from fastlm.tasks.context_windows import FIRST, WHERE, ContextWindows, Window, Windowing
+from fastlm.tasks.kind import Scored, Trained
+from fastlm.tasks.rows import RowsKind, predictions, rows_by_record, segments, special_tokens
+from fastlm.tasks.task import Batch, Task
+
+# Finite, so that sums and differences of what cannot be stay numbers.
+IMPOSSIBLE = -1e9
+SNIPPET = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering(RowsKind):
+    """The kind "question_answering".
+
+    Attributes:
+      question, context, answer, answer_start: fields; the last is a place in the context, in characters.
+      stride: tokens of the context that one window of it shares with the next.
+      most_answer_tokens: longest answer that is said.
+      unanswerable: whether questions may have no answer (an empty one); then "" is said where no span beats place 0.
+      cloze: share of the rows in training that ask for words of their context instead; see `tasks.cloze`.
+      gap: text that stands for the missing words then.
+    """
+
+    question: str = "question"
+    context: str = "context"
+    answer: str = "answer"
+    answer_start: str = "answer_start"
+    stride: int = 32
+    most_answer_tokens: int = 30
+    unanswerable: bool = False
+    cloze: float = 0.0
+    gap: str = "___"
+
+    head = "tokens"
+    families = ("encoder",)
+
+    def __post_init__(self) -> None:
+        if self.stride < 0:
+            raise UserError(f"config.task.stride: must be at least 0, got {self.stride}")
+        if self.most_answer_tokens < 1:
+            raise UserError(f"config.task.most_answer_tokens: must be at least 1, got {self.most_answer_tokens}")
+        if not 0 <= self.cloze <= 1 or not self.gap:
+            raise UserError(f"config.task: cloze must lie in [0, 1] and gap be a text, got {self.cloze}, '{self.gap}'")
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Question and context."""
+        return (self.question, self.context)
+
+    def fields_read(self) -> tuple[str, ...]:
+        """Question, context, and where the answer stands in it."""
+        return (*self.text_fields, self.answer, self.answer_start)
+
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Gives the head its two numbers per token."""
+        Windowing(tokenizer, data.length, self.stride)
+        return dataclasses.replace(super().fit(cfg, tokenizer, data), classes=2)
+
+    def rows(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, split: str) -> list[tuple[Examples, float]]:
+        """Returns the windows of a split's rows."""
+        del cfg
+        windowing = Windowing(tokenizer, data.length, self.stride)
+        fields = {"question": self.question, "context": self.context}
+        return [
+            (ContextWindows(rows, windowing, **fields, data_dir=data.data_dir), share)
+            for rows, share in self.load(data, split)
+        ]
+
+    def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
+        """Returns window -> tokens, token types where the model has them, places of context and answer."""
+        windowing = Windowing(tokenizer, data.length, self.stride)
+
+        def encode(row: Row) -> dict[str, Any]:
+            window = self._window(windowing, row)
+            start, stop = self._answer(row)
+            first, last = window.places(start, stop) if stop else (0, 0)
+            encoded = {
+                "tokens": window.tokens,
+                "context_first": window.context_first,
+                "context_stop": window.context_stop,
+                "answer_first": first,
+                "answer_last": last,
+            }
+            return encoded | {"token_types": window.token_types} if cfg.token_types else encoded
+
+        return encode
+
+    def make(self, model: Model, tokenizer: Tokenizer) -> Task:
+        """Returns the task."""
+        task = make(model, self.most_answer_tokens)
+        if not self.cloze:
+            return task
+        opening, gap = len(special_tokens(tokenizer)[0]), jnp.asarray(tokenizer.encode(f" {self.gap}"))
+
+        def prepare(weights, constants, batch, step, rng):
+            del weights, constants, step
+            return batch if rng is None else cloze.ask(batch, rng, gap, opening, self.cloze)
+
+        return dataclasses.replace(task, prepare=prepare)
+
+    def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
+        """Returns exact match and F1 with standard errors over questions, and what was said to each.
+
+        With a limit, questions are scored by those of their windows that were seen.
+        """
+        cfg, tokenizer = trained.model.cfg, trained.tokenizer
+        found = predictions(trained, self.eval_batches(cfg, tokenizer, data, evaluation, split, limit))
+        rows = rows_by_record(self.rows(cfg, tokenizer, data, split), list(found))
+        windowing = Windowing(tokenizer, data.length, self.stride)
+        outputs = [self._output(windowing, span) for span in best_windows(rows, found.values())]
+        scores = answer_scores([o["said"] for o in outputs], [o["expected"] for o in outputs])
+        metrics = {
+            "exact_match": scores.exact_match.value,
+            "exact_match_error": scores.exact_match.error,
+            "f1": scores.f1.value,
+            "f1_error": scores.f1.error,
+            "questions": float(len(outputs)),
+        }
+        return Scored(metrics, outputs)
+
+    def _window(self, windowing: Windowing, row: Row) -> Window:
+        return windowing.window(str(row[self.question]), str(row[self.context]), int(row[FIRST]))
+
+    def _answer(self, row: Row) -> tuple[int, int]:
+        """Returns the answer's characters, start and stop; (0, 0) if there is none."""
+        answer, context, start = str(row[self.answer]), str(row[self.context]), row[self.answer_start]
+        if not answer.strip():
+            if self.unanswerable:
+                return 0, 0
+            raise UserError(
+                f"{row[WHERE]} has an empty {self.answer}; if questions without an answer are meant, set "
+                "config.task.unanswerable=True"
+            )
+        try:
+            start = int(start)
+        except ValueError:
+            raise UserError(f"{row[WHERE]}: {self.answer_start} {str(start)[:40]!r} is no whole number") from None
+        if start < 0 or context[start : start + len(answer)] != answer:
+            raise UserError(
+                f"{row[WHERE]}: {answer[:40]!r} does not stand at {self.answer_start} {start} of its {self.context}, "
+                "counted in characters from 0"
+            )
+        return start, start + len(answer)
+
+    def _output(self, windowing: Windowing, span: "Span") -> dict[str, Any]:
+        row, said = span.row, ""
+        context = str(row[self.context])
+        if span.score > 0 or not self.unanswerable:
+            said = context[self._window(windowing, row).characters(span.first, span.last)].strip()
+        start, stop = self._answer(row)
+        snippet = context[max(0, start - SNIPPET) : stop + SNIPPET]
+        return {"question": row[self.question], "context": snippet, "expected": context[start:stop], "said": said}
+
+
+class Span(NamedTuple):
+    """The best span of a window: its score above place 0, its first and last place."""
+
+    row: Row
+    score: float
+    first: int
+    last: int
+
+
+def best_windows(rows: Iterable[Row], found: Iterable[dict[str, np.ndarray]]) -> list[Span]:
+    """Returns the best span of each question, in the order of questions; windows are told apart by `WHERE`."""
+    best: dict[Any, Span] = {}
+    for row, output in zip(rows, found, strict=True):
+        span = Span(row, float(output["score"]), int(output["first"]), int(output["last"]))
+        if row[WHERE] not in best or span.score > best[row[WHERE]].score:
+            best[row[WHERE]] = span
+    return list(best.values())
+
+
+def make(model: Model, most_answer_tokens: int) -> Task:
+    """Returns the task; `predict` gives each window's best span: score, first, last [B]."""
+
+    def logits_of(weights: Any, batch: Batch, rng: Any) -> tuple[Array, Array]:
+        hidden, _ = model.features(
+            weights["model"],
+            batch["tokens"],
+            segment_ids=segments(batch),
+            token_types=batch.get("token_types"),
+            rng=rng,
+        )
+        logits = model.head(weights["model"], hidden)
+        possible = in_context(batch).at[:, 0].set(True)
+        return tuple(jnp.where(possible, logits[..., i], IMPOSSIBLE) for i in range(2))
+
+    def loss(weights, constants, carry, batch, step, rng):
+        del constants, step
+        mask, nll, right = batch["row_mask"], 0.0, 1.0
+        ends = ("answer_first", "answer_last")
+        for name, logits in zip(ends, logits_of(weights, batch, rng)):
+            wanted = batch[name][:, None]
+            nll -= 0.5 * jnp.take_along_axis(jax.nn.log_softmax(logits), wanted, axis=1)[:, 0]
+            right *= jnp.argmax(logits, axis=1) == batch[name]
+        sums = {"nll": jnp.sum(nll * mask), "right": jnp.sum(right * mask), "rows": jnp.sum(mask)}
+        return sums["nll"], sums["rows"], (carry, {"sums": sums})
+
+    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, Array]:
+        del constants
+        start, end = logits_of(weights, batch, None)
+        inside = in_context(batch)
+        score, first, last = best_spans(
+            jnp.where(inside, start, IMPOSSIBLE), jnp.where(inside, end, IMPOSSIBLE), most_answer_tokens
+        )
+        return {"score": score - start[:, 0] - end[:, 0], "first": first, "last": last}
+
+    return Task(
+        init=lambda rng, model_params: {"model": model_params},
+        loss=loss,
+        summarize=summarize,
+        predict=predict,
+        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
+    )
+
+
+def in_context(batch: Batch) -> Bool[Array, "B T"]:
+    """Returns where the tokens of the context stand."""
+    places = jnp.arange(batch["tokens"].shape[1])
+    return (places >= batch["context_first"][:, None]) & (places < batch["context_stop"][:, None])
+
+
+def best_spans(
+    start: Float[Array, "B T"], end: Float[Array, "B T"], most: int
+) -> tuple[Float[Array, "B"], Array, Array]:
+    """Returns the highest start[i] + end[j] with i <= j < i + most, and its i and j, [B] each."""
+    length = start.shape[1]
+    behind = jnp.pad(end, ((0, 0), (0, most - 1)), constant_values=2 * IMPOSSIBLE)
+    sums = jnp.stack([start + behind[:, more : more + length] for more in range(most)], axis=1)
+    sums = sums.reshape(len(start), most * length)
+    chosen = jnp.argmax(sums, axis=1)
+    more, first = jnp.divmod(chosen, length)
+    return jnp.max(sums, axis=1), first, first + more
+
+
+def summarize(sums: dict[str, Any]) -> dict[str, float]:
+    """Returns loss (nats per end of an answer) and the share of windows with both ends right."""
+    rows = max(float(sums["rows"]), 1.0)
+    return {"loss": float(sums["nll"]) / rows, "span_accuracy": float(sums["right"]) / rows}

@@ -1,0 +1,61 @@
+"""What tasks that read one text, or a pair of texts, and say something about the whole of it share.
+
+Dims: B batch, C numbers per text.
+"""
+
+import dataclasses
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from fastlm.data.examples import Row
+from fastlm.data.settings import Data
+from fastlm.data.tokenizers import Tokenizer
+from fastlm.models import Model, ModelConfig
+from fastlm.tasks.rows import Joiner, RowsKind, segments
+from fastlm.tasks.task import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TextsKind(RowsKind):
+    """A task with a "sequence" head of `classes` numbers per text.
+
+    Attributes:
+      text, pair: fields that are read; no pair if that is "".
+    """
+
+    text: str = "text"
+    pair: str = ""
+
+    head = "sequence"
+    families = ("encoder", "decoder")
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """C, how many numbers the head gives."""
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The text, and what it is paired with."""
+        return (self.text, self.pair) if self.pair else (self.text,)
+
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Sizes the head; a decoder is read at its last token."""
+        cfg = super().fit(cfg, tokenizer, data)
+        pooling = "last" if cfg.family == "decoder" else cfg.pooling
+        return dataclasses.replace(cfg, classes=self.classes, pooling=pooling)
+
+    def encode_texts(self, join: Joiner, row: Row, cfg: ModelConfig) -> dict[str, np.ndarray]:
+        """Returns what the model reads of a row: tokens, and token types where it has them."""
+        tokens, types = join(*(str(row[name]) for name in self.text_fields))
+        return {"tokens": tokens} | ({"token_types": types} if cfg.token_types else {})
+
+
+def text_logits(model: Model, weights: Any, batch: Batch, rng: Array | None) -> Float[Array, "B C"]:
+    """Runs a model with a "sequence" head over padded texts."""
+    params, real = weights["model"], segments(batch)
+    hidden, _ = model.features(params, batch["tokens"], segment_ids=real, token_types=batch.get("token_types"), rng=rng)
+    return model.head(params, model.pool(hidden, real))
