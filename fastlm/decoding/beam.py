@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fastlm.decoding import hypotheses, inputs, tree
-from fastlm.decoding.hypotheses import STOPPING, Hypotheses
+from fastlm.decoding import rules as token_rules
+from fastlm.decoding.hypotheses import STOPPING, Hypotheses, Settings
 from fastlm.decoding.inputs import Inputs
-from fastlm.decoding.rules import Rules
 from fastlm.decoding.tree import Tree
 from fastlm.errors import UserError, nearest
 from fastlm.models import Model
@@ -45,16 +45,6 @@ class Hypothesis:
     ended: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Search:
-    """What a program is compiled for."""
-
-    model: Model
-    beams: int
-    rules: Rules
-    stop_when: str
-
-
 def search(
     model: Model,
     params: Any,
@@ -65,11 +55,9 @@ def search(
     n_best: int = 1,
     length_penalty: float = 1.0,
     stop_when: str = "unlikely",
-    end: int | None = None,
     start: int | None = None,
-    min_tokens: int = 0,
-    forbidden: tuple[int, ...] = (),
-    forced_first: int | None = None,
+    end: int | None = None,
+    **rules: Any,
 ) -> list[list[Hypothesis]]:
     """Returns the best hypotheses of each input, best first.
 
@@ -83,44 +71,46 @@ def search(
       stop_when: an input is done when `beams` hypotheses have ended and ... "full": just that. "unlikely": the best
         beam would be no better than the worst of them if it ended as long as it is now. "impossible": nor
         at whatever length favours it most, which loses nothing. (Hugging Face's early_stopping True, False, "never".)
-      end: the token that ends a hypothesis; None if nothing does.
       start: the token that an encoder-decoder's decoder begins with.
-      min_tokens, forbidden, forced_first: see `Rules`.
+      end: the token that ends a hypothesis; None if nothing does.
+      rules: `min_tokens`, `forbidden` and `forced_first`, as `rules.make` takes them.
 
     Raises:
-      UserError: inputs that `inputs.make` or rules that `Rules.check` refuses, settings out of their range, or
-        an attention kind that cannot keep beams apart.
+      UserError: inputs or rules that `inputs.make` or `rules.make` refuses, settings out of their range, or
+        an attention kind that cannot keep beams apart, or a model whose scores are no numbers.
     """
     _check(beams, n_best, length_penalty, stop_when)
-    rules = Rules(end, min_tokens, tuple(int(token) for token in forbidden), forced_first)
     batch = inputs.make(model.cfg, rows, start, max_tokens)
-    rules.check(model.cfg.vocab_size, max_tokens)
+    allowed = token_rules.make(model.cfg.vocab_size, max_tokens, end=end, **rules)
     tree.check(model)
-    how = _Search(model, beams, rules, stop_when)
-    settings = {"limit": jnp.int32(max_tokens), "penalty": jnp.float32(length_penalty)}
-    longest = inputs.bucket(max_tokens)
-    state = _begin(how, params, min(longest, FIRST_STEPS), batch, settings)
-    while not bool(state[2]):
-        steps = state[0].tokens.shape[2]
-        full = int(state[0].written) == steps
-        state = _go_on(how, params, 2 * steps if full else steps, *state[:2], settings)
-    return _read(state[0], n_best, end)
+    form = list(STOPPING).index(stop_when)
+    settings = Settings(allowed, np.int32(max_tokens), np.float32(length_penalty), np.int32(form))
+    steps = min(inputs.bucket(max_tokens), FIRST_STEPS)
+    found, grown, done = _begin(model, params, beams, steps, batch, settings)
+    while not bool(done):
+        if int(found.written) == steps:
+            steps *= 2
+        found, grown, done = _go_on(model, params, steps, found, grown, settings)
+    best = _read(found, n_best, end)
+    if not all(best):
+        raise UserError("the model's scores are no numbers; its weights are broken, or too large for this compute type")
+    return best
 
 
 State = tuple[Hypotheses, Tree, Array]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _begin(how: _Search, params: Any, steps: int, batch: Inputs, settings: dict[str, Array]) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _begin(model: Model, params: Any, beams: int, steps: int, batch: Inputs, settings: Settings) -> State:
     """Reads the inputs and writes the first token."""
-    cache, logits = inputs.prefill(how.model, params, batch.prompts.shape[1], batch)
-    grown = tree.plant(cache, how.beams, steps)
-    found = hypotheses.empty(batch.prompts.shape[0], how.beams, steps)
-    return _chosen(how, found, grown, logits[:, None], settings)
+    rows, longest = batch.prompts.shape
+    cache, logits = inputs.prefill(model, params, longest, batch)
+    found, grown = hypotheses.empty(rows, beams, steps), tree.plant(cache, beams, steps)
+    return _chosen(found, grown, logits[:, None], settings)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _go_on(how: _Search, params: Any, steps: int, found: Hypotheses, grown: Tree, settings: dict[str, Array]) -> State:
+def _go_on(model: Model, params: Any, steps: int, found: Hypotheses, grown: Tree, settings: Settings) -> State:
     """Writes until all inputs are done or `steps` tokens are written."""
 
     def more(state: State) -> Array:
@@ -130,17 +120,15 @@ def _go_on(how: _Search, params: Any, steps: int, found: Hypotheses, grown: Tree
         found, grown, _ = state
         last = found.written - 1
         tokens = jax.lax.dynamic_index_in_dim(found.tokens, last, axis=2, keepdims=False)
-        hidden, grown = tree.advance(how.model, params, grown, tokens, last)
-        return _chosen(how, found, grown, how.model.head(params, hidden), settings)
+        hidden, grown = tree.advance(model, params, grown, tokens, last)
+        return _chosen(found, grown, model.head(params, hidden), settings)
 
     state = (hypotheses.grow(found, steps), tree.grow(grown, steps), jnp.bool(False))
     return jax.lax.while_loop(more, body, state)
 
 
-def _chosen(
-    how: _Search, found: Hypotheses, grown: Tree, logits: Float[Array, "B b V"], settings: dict[str, Array]
-) -> State:
-    found, parents = hypotheses.advance(found, logits, how.rules, stop_when=how.stop_when, **settings)
+def _chosen(found: Hypotheses, grown: Tree, logits: Float[Array, "B b V"], settings: Settings) -> State:
+    found, parents = hypotheses.advance(found, logits, settings)
     # Whole on every process: each reads the results, and all must leave the loop together.
     found = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), found)
     return found, tree.follow(grown, parents), jnp.all(found.done)

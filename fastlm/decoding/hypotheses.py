@@ -23,12 +23,32 @@ from fastlm.decoding.rules import NEGATIVE, Rules
 
 _DEAD = NEGATIVE / 2
 
-# Of (written, limit, penalty): the length at which the best beam is compared with the worst ended hypothesis.
-STOPPING: dict[str, Callable[[Array, Array, Array], Array] | None] = {
-    "full": None,
-    "unlikely": lambda written, limit, penalty: written,
-    "impossible": lambda written, limit, penalty: jnp.where(penalty > 0, limit, written),
+# Of (score of the best beam, written, limit, penalty): the best it could still come to, by each rule. An input
+# is done when that is no better than the worst of K that have ended.
+STOPPING: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "full": lambda best, written, limit, penalty: jnp.full_like(best, -jnp.inf),
+    "unlikely": lambda best, written, limit, penalty: _normalized(best, written, penalty),
+    "impossible": lambda best, written, limit, penalty: _normalized(
+        best, jnp.where(penalty > 0, limit, written), penalty
+    ),
 }
+
+
+@flax.struct.dataclass
+class Settings:
+    """What is asked of a search; values, so that changing them compiles nothing.
+
+    Attributes:
+      rules: which tokens may come.
+      limit: most tokens of a hypothesis.
+      penalty: the power of the length that scores are divided by.
+      stop_when: number of an entry of `STOPPING`.
+    """
+
+    rules: Rules
+    limit: Int[Array, ""]
+    penalty: Float[Array, ""]
+    stop_when: Int[Array, ""]
 
 
 @flax.struct.dataclass
@@ -73,28 +93,21 @@ def grow(found: Hypotheses, steps: int) -> Hypotheses:
 
 
 def advance(
-    found: Hypotheses,
-    logits: Float[Array, "B b V"],
-    rules: Rules,
-    *,
-    limit: Int[Array, ""],
-    penalty: Float[Array, ""],
-    stop_when: str,
+    found: Hypotheses, logits: Float[Array, "B b V"], settings: Settings
 ) -> tuple[Hypotheses, Int[Array, "B K"]]:
     """Writes one token more, chosen from `logits`; returns the new state and the beam that each beam continues."""
-    beams, written = found.scores.shape[1], found.written + 1
+    beams, written, rules = found.scores.shape[1], found.written + 1, settings.rules
     scores, parents, tokens = _candidates(logits, found.scores[:, : logits.shape[1]], 2 * beams, rules, found.written)
-    alive = scores > _DEAD
-    ends = alive & ((tokens == (-1 if rules.end is None else rules.end)) | (written >= limit))
+    ends = (scores > _DEAD) & ((tokens == rules.end) | (written >= settings.limit))
     texts = jnp.take_along_axis(found.tokens, parents[..., None], axis=1)
     texts = jax.lax.dynamic_update_slice_in_dim(texts, tokens[..., None], found.written, axis=2)
 
-    ended = _ended(found, scores[:, :beams], ends[:, :beams], texts[:, :beams], written, penalty)
+    ended = _ended(found, scores[:, :beams], ends[:, :beams], texts[:, :beams], written, settings.penalty)
     going, chosen = top_k(jnp.where(ends, NEGATIVE, scores), beams)
-    keep = lambda x: jnp.take_along_axis(x, chosen.reshape(chosen.shape + (1,) * (x.ndim - 2)), axis=1)
-    found = ended.replace(written=written, scores=going, tokens=keep(texts))
-    done = found.done | (written >= limit) | _settled(found, limit, penalty, stop_when)
-    return found.replace(done=done), keep(parents)
+    parents = jnp.take_along_axis(parents, chosen, axis=1)
+    texts = jnp.take_along_axis(texts, chosen[..., None], axis=1)
+    found = ended.replace(written=written, scores=going, tokens=texts)
+    return found.replace(done=found.done | (written >= settings.limit) | _settled(found, settings)), parents
 
 
 def _candidates(
@@ -114,8 +127,7 @@ def _candidates(
 
 def _ended(found: Hypotheses, scores: Array, ends: Array, texts: Array, written: Array, penalty: Array) -> Hypotheses:
     """Returns the state with what ends now among the ended, as far as it is better; inputs that are done stay."""
-    normalized = scores / jnp.power(written.astype(jnp.float32), penalty)
-    normalized = jnp.where(ends & ~found.done[:, None], normalized, -jnp.inf)
+    normalized = jnp.where(ends & ~found.done[:, None], _normalized(scores, written, penalty), -jnp.inf)
     best, chosen = top_k(jnp.concatenate([found.ended_scores, normalized], axis=1), scores.shape[1])
     both = jnp.concatenate([found.ended_tokens, texts], axis=1)
     lengths = jnp.concatenate([found.ended_lengths, jnp.full(scores.shape, written)], axis=1)
@@ -126,11 +138,13 @@ def _ended(found: Hypotheses, scores: Array, ends: Array, texts: Array, written:
     )
 
 
-def _settled(found: Hypotheses, limit: Array, penalty: Array, stop_when: str) -> Bool[Array, "B"]:
+def _settled(found: Hypotheses, settings: Settings) -> Bool[Array, "B"]:
     """Whether an input has no beam left, or K that have ended and, by the rule, nothing better to hope for."""
-    best, worst, reach = found.scores[:, 0], found.ended_scores[:, -1], STOPPING[stop_when]
-    full = worst > -jnp.inf
-    if reach is not None:
-        length = reach(found.written, limit, penalty).astype(jnp.float32)
-        full &= best / jnp.power(length, penalty) <= worst
-    return full | (best <= _DEAD)
+    best, worst = found.scores[:, 0], found.ended_scores[:, -1]
+    bounds = [bound(best, found.written, settings.limit, settings.penalty) for bound in STOPPING.values()]
+    hopeless = jnp.stack(bounds)[settings.stop_when] <= worst
+    return (hopeless & (worst > -jnp.inf)) | (best <= _DEAD)
+
+
+def _normalized(score: Array, length: Array, penalty: Array) -> Array:
+    return score / jnp.power(length.astype(jnp.float32), penalty)

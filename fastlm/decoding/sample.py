@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from fastlm.data.tokenizers import StreamDecoder, Tokenizer
 from fastlm.decoding import inputs
+from fastlm.decoding import rules as token_rules
 from fastlm.decoding.rules import NEGATIVE, Rules
 from fastlm.errors import UserError
 from fastlm.models import Model
@@ -81,7 +82,7 @@ def draw(logits: Float[Array, "B V"], keys: Array, how: Sampling) -> Int[Array, 
 _prefill = jax.jit(inputs.prefill, static_argnums=(0, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4), donate_argnums=(5,))
+@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=(5,))
 def _decode(
     model: Model,
     params: Any,
@@ -116,25 +117,25 @@ def generate(
     seed: int = 0,
     chunk: int = 16,
     start: int | None = None,
-    rules: Rules = Rules(),
+    **rules: Any,
 ) -> Iterator[np.ndarray]:
     """Returns an iterator of arrays [B, <= chunk] of new tokens, until each row has `max_tokens` of them.
 
     Args:
       rows: prompts of a decoder, or sources of an encoder-decoder.
       start: the token that an encoder-decoder's decoder begins with.
-      rules: which tokens may come; rows do not stop at its end token (see `until_end`).
+      rules: which tokens may come, as `rules.make` takes them; rows do not stop at an end token (see `until_end`).
 
     Raises:
-      UserError: inputs that `inputs.make`, or rules that `Rules.check` refuses; at the call.
+      UserError: inputs or rules that `inputs.make` or `rules.make` refuses; at the call.
     """
     batch = inputs.make(model.cfg, rows, start, max_tokens)
-    rules.check(model.cfg.vocab_size, max_tokens)
+    allowed = token_rules.make(model.cfg.vocab_size, max_tokens, **rules)
     longest = int(batch.lengths.max())
     slots = inputs.bucket(max(batch.prompts.shape[1], longest + -(-max_tokens // chunk) * chunk))
     root = jax.random.key(seed)
     keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(len(rows)))
-    return _continue(model, params, batch, slots, keys, max_tokens, how, rules, chunk)
+    return _continue(model, params, batch, slots, keys, max_tokens, how, allowed, chunk)
 
 
 def _continue(model, params, batch, slots, keys, max_tokens, how, rules, chunk) -> Iterator[np.ndarray]:
