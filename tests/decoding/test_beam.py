@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlm.decoding import beam, sample
+from fastlm.decoding.hypotheses import STOPPING
 from fastlm.decoding.sample import Sampling
 from fastlm.errors import UserError
 from fastlm.models import Compute, Model
@@ -109,17 +110,17 @@ def test_the_slow_search_finds_the_same(name):
     assert len({tuple(h.tokens for h in one) for one in found}) > 1, "the penalty should be seen"
 
 
-@pytest.mark.parametrize("stop_when", ["full", "unlikely", "impossible"])
+@pytest.mark.parametrize("stop_when", STOPPING)
 def test_forms_of_stopping(stop_when):
-    for penalty in (-1.0, 0.0, 0.7, 3.0):
+    for penalty in (-1.0, 0.0, 0.7, 2.0):
         check("decoder", max_tokens=9, length_penalty=penalty, stop_when=stop_when)
 
 
-def test_the_forms_of_stopping_differ():
-    options = {"max_tokens": 9, "length_penalty": 3.0}
-    early, _, late = (check("decoder", stop_when=form, **options) for form in ("full", "unlikely", "impossible"))
-    assert [h.tokens for h in early] != [h.tokens for h in late]
-    assert all(a.score <= b.score + 1e-6 for a, b in zip(early, late))
+def test_the_forms_of_stopping_differ_and_later_ones_find_better():
+    found = [check("decoder", stop_when=form, max_tokens=9, length_penalty=2.0) for form in STOPPING]
+    for early, late in itertools.pairwise(found):
+        assert [h.tokens for h in early] != [h.tokens for h in late]
+        assert all(a.score <= b.score + 1e-6 for a, b in zip(early, late))
 
 
 @pytest.mark.parametrize(
