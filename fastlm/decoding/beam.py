@@ -106,7 +106,7 @@ def _begin(model: Model, params: Any, beams: int, steps: int, batch: Inputs, set
     rows, longest = batch.prompts.shape
     cache, logits = inputs.prefill(model, params, longest, batch)
     found, grown = hypotheses.empty(rows, beams, steps), tree.plant(cache, beams, steps)
-    return _chosen(found, grown, logits[:, None], settings)
+    return _readable(_chosen(found, grown, logits[:, None], settings))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -124,14 +124,19 @@ def _go_on(model: Model, params: Any, steps: int, found: Hypotheses, grown: Tree
         return _chosen(found, grown, model.head(params, hidden), settings)
 
     state = (hypotheses.grow(found, steps), tree.grow(grown, steps), jnp.bool(False))
-    return jax.lax.while_loop(more, body, state)
+    return _readable(jax.lax.while_loop(more, body, state))
 
 
 def _chosen(found: Hypotheses, grown: Tree, logits: Float[Array, "B b V"], settings: Settings) -> State:
     found, parents = hypotheses.advance(found, logits, settings)
-    # Whole on every process: each reads the results, and all must leave the loop together.
-    found = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), found)
     return found, tree.follow(grown, parents), jnp.all(found.done)
+
+
+def _readable(state: State) -> State:
+    """Has every process hold all hypotheses: each reads them, and all must leave the loop together."""
+    found, grown, done = state
+    found, done = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), (found, done))
+    return found, grown, done
 
 
 def _read(found: Hypotheses, n_best: int, end: int | None) -> list[list[Hypothesis]]:

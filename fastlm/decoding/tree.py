@@ -5,7 +5,7 @@ into slots P + n K ... P + n K + K - 1 behind the prompt, and nothing is ever mo
 beam and splits another, only an index of ancestors changes, from which each step makes the mask. So a
 prompt is stored once for all beams, and an encoder-decoder's source too. The alternative, a row per beam and
 a gather of the whole cache at each step, was measured beside it (6 + 6 layers x 512, 16 inputs x 4 beams, 64
-tokens, CPU): 91 ms a step against 50; each beam then also looks at the masked keys of the others, which as one
+tokens, one core): 91 ms a step against 50; each beam then also looks at the masked keys of the others, which as one
 product with four queries costs less than moving them.
 Needs an attention kind whose cache is keys and values by slot ("full"). Layers are called one by one, because
 keys stand at positions that are not their slots.

@@ -211,10 +211,16 @@ def test_broken_weights_are_said():
 
 
 @pytest.mark.slow
-def test_a_mesh_changes_nothing(no_mesh):
+def test_a_mesh_changes_nothing_and_every_process_could_read_the_result(no_mesh, monkeypatch):
     model, params = build("t5")
     run = functools.partial(beam.search, model, params, [*ROWS, [3]], start=START, max_tokens=6, beams=4, end=END)
-    alone = run()
+    alone, read = run(), beam._read
+
+    def read_whole(found, *rest):
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(found))
+        return read(found, *rest)
+
+    monkeypatch.setattr(beam, "_read", read_whole)
     jax.set_mesh(meshes.make(data=2, fsdp=2, tensor=2))
     assert [h[0].tokens for h in run()] == [h[0].tokens for h in alone]
 
