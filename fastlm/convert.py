@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from fastlm import command_line, tasks
+from fastlm import command_line
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig, huggingface
@@ -42,6 +42,15 @@ STEP = flags.DEFINE_string("step", "", "checkpoint of a workdir: a number, 'best
 SEED = flags.DEFINE_integer("seed", 0, "of what is made anew", lower_bound=0, upper_bound=2**32 - 1)
 
 FILES = "tokenizer"  # folder in a workdir
+# (family, head) -> the task that a model from elsewhere is evaluated and fine-tuned as, if nothing else is said
+TASKS = {
+    ("decoder", "language_model"): "language_modeling",
+    ("encoder_decoder", "language_model"): "sequence_to_sequence",
+    ("encoder", "masked_language_model"): "masked_language_modeling",
+    ("encoder", "tokens"): "question_answering",
+    ("encoder", "sequence"): "classification",
+    ("decoder", "sequence"): "classification",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +100,8 @@ def from_huggingface(source: str) -> Converted:
         "architecture": imported.architecture,
         "generation": imported.generation,
         "labels": list(imported.labels),
-        "chat_template": imported.chat_template,
+        "chat_template": huggingface.folders.chat_template(files),
+        "special_tokens": huggingface.folders.special_tokens(files),
         "tokenizer_note": imported.tokenizer_note,
     }
     return Converted(imported.cfg, params, None, files, about)
@@ -107,6 +117,7 @@ def from_checkpoint(workdir: str) -> Converted:
     files = read_tokenizer_files(kept) if kept.is_dir() else {}
     if not files:
         files = huggingface.tokenizer_files(restored.tokenizer.to_json(), about.get("chat_template"))
+    about["labels"] = restored.about["config"].get("task", {}).get("labels") or about.get("labels", ())
     ids = {f"{role}_token_id": getattr(restored.tokenizer, role) for role in ("bos", "eos", "pad")}
     about["generation"] = {name: token for name, token in ids.items() if token is not None} | about.get(
         "generation", {}
@@ -228,7 +239,7 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "model": json.loads(model.cfg.to_json()),
         "compute": dataclasses.asdict(Compute()),
         "data": {"sources": [], "length": min(model.cfg.max_length, 1024)},
-        "task": task_of(model.cfg, model.about["labels"]),
+        "task": task_of(model.cfg, model.about["labels"], model.about["generation"], tokenizer.pad),
     }
     return {
         "model": config["model"],
@@ -241,13 +252,25 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     }
 
 
-def task_of(cfg: ModelConfig, labels: list[str]) -> dict[str, Any]:
-    """Returns the section `task` that goes with a head; empty for a body."""
-    fitting = [name for name, kind in tasks.KINDS.items() if cfg.head == kind.head and cfg.family in kind.families]
-    if not fitting:
+def task_of(cfg: ModelConfig, labels: list[str], generation: dict[str, Any], pad: int) -> dict[str, Any]:
+    """Returns the section `task` that goes with a head; empty for a body.
+
+    Args:
+      generation: special ids, as in `Imported.generation`.
+      pad: the padding token: transformers forbids it where nothing says so, and models that never learnt to avoid
+        it would write it.
+    """
+    name = "regression" if cfg.head == "sequence" and cfg.classes == 1 else TASKS.get((cfg.family, cfg.head))
+    if name is None:
         return {}
-    named = cfg.head == "sequence"
-    return {"name": fitting[0]} | ({"labels": labels or [f"LABEL_{i}" for i in range(cfg.classes)]} if named else {})
+    section: dict[str, Any] = {"name": name}
+    if name == "classification":
+        section["labels"] = labels or [f"LABEL_{i}" for i in range(cfg.classes)]
+    if cfg.family == "encoder_decoder":
+        section["start"] = generation.get("decoder_start_token_id", -1)
+        section["forced_first"] = generation.get("forced_bos_token_id", -1)
+        section["forbidden"] = [pad]
+    return section
 
 
 def count(params: Any) -> int:

@@ -1,35 +1,47 @@
-"""Continues prompts with a trained model.
+"""Has a trained model write: continue a text, answer in a chat, translate or summarise, whatever its task is.
 
     python -m fastlm.generate --workdir runs/lm_small --prompt "Fellow citizens"
+    python -m fastlm.generate --workdir runs/smollm2 --chat --prompt "Why is the sky blue?"
+    python -m fastlm.generate --workdir runs/translate_small --prompt "In the beginning" --beams 4
 
 One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line),
-run as a batch and are printed in order. The same seed gives the same text.
+run as a batch and are printed in order. The same seed gives the same text. `--beams` searches for the likeliest
+text instead of drawing one.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from fastlm import command_line
-from fastlm.decoding import sample
+from fastlm import command_line, tasks
+from fastlm.data import chat
+from fastlm.decoding import beam, sample
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
+from fastlm.tasks.writing import Writing
 from fastlm.training import restore
 
-WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
-PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue; may be repeated")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue, or to answer; may be repeated")
 PROMPTS = flags.DEFINE_string("prompts", "", "file with one prompt per line")
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", 0, "tokens to add; 0 takes 200, or what fits the context", lower_bound=0
 )
+CHAT = flags.DEFINE_bool("chat", False, "prompts are what a user says, put into the model's own chat template")
+SYSTEM = flags.DEFINE_string("system", "", "with --chat: what the model is told before")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 always takes the likeliest token")
 TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k likeliest tokens; 0 keeps all")
 TOP_P = flags.DEFINE_float("top_p", 0.95, "keep the likeliest tokens that make up this probability")
 MIN_P = flags.DEFINE_float("min_p", 0.0, "keep tokens at least this share as likely as the likeliest")
 SEED = flags.DEFINE_integer("seed", 0, "of the random draws", lower_bound=0, upper_bound=2**32 - 1)
+BEAMS = flags.DEFINE_integer("beams", 0, "search with so many beams instead of drawing; 0 draws", lower_bound=0)
+N_BEST = flags.DEFINE_integer("n_best", 1, "with --beams: texts shown per prompt, with their scores", lower_bound=1)
+LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "with --beams: more than 0 likes length")
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -37,27 +49,100 @@ DEFAULT_TOKENS = 200
 
 
 def main() -> None:
-    """Restores, continues, prints."""
+    """Restores, writes, prints."""
     prompts = read_prompts()
-    how = sample.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value)
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
+    writing = chatting(restored) if CHAT.value else task_writing(restored)
+    rows = [writing.read(prompt) for prompt in prompts]
+    longest = 1 if writing.start is not None else max(map(len, rows))
+    max_tokens = MAX_TOKENS.value or max(1, min(DEFAULT_TOKENS, restored.model.cfg.max_length - longest))
+    (search if BEAMS.value else draw)(restored, writing, prompts, rows, max_tokens)
+
+
+def draw(
+    restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
+) -> None:
+    """Draws a text for each prompt; the only one appears as it is made."""
     tokenizer = restored.tokenizer
-    ids = [sample.prompt_ids(tokenizer, prompt) for prompt in prompts]
-    room = restored.model.cfg.max_length - max(map(len, ids))
-    max_tokens = MAX_TOKENS.value or max(1, min(DEFAULT_TOKENS, room))
-    chunks = sample.generate(restored.model, restored.params, ids, max_tokens=max_tokens, how=how, seed=SEED.value)
-    # Every process reads the same tokens and so stops at the same chunk; one of them talks.
-    say = print if multihost.is_primary() else lambda *words, **options: None
+    chunks = sample.generate(
+        restored.model,
+        restored.params,
+        rows,
+        max_tokens=max_tokens,
+        how=sample.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value),
+        seed=SEED.value,
+        start=writing.start,
+        **writing.rules,
+    )
     if len(prompts) == 1:
-        say(prompts[0], end="")
-        for piece in sample.stream(tokenizer, chunks):
+        say(prompts[0] if writing.continues else "", end="")
+        for piece in sample.stream(tokenizer, chunks, writing.ends):
             say(piece, end="", flush=True)
         say()
         return
-    for prompt, row in zip(prompts, sample.until_end(chunks, tokenizer.eos)):
-        say(f"--- {prompt!r}\n{prompt}{sample.text_of(tokenizer, row)}\n")
+    for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
+        say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
+
+
+def search(
+    restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
+) -> None:
+    """Searches for the likeliest texts of each prompt."""
+    found = beam.search(
+        restored.model,
+        restored.params,
+        rows,
+        max_tokens=max_tokens,
+        beams=BEAMS.value,
+        n_best=N_BEST.value,
+        length_penalty=LENGTH_PENALTY.value,
+        start=writing.start,
+        end=writing.ends[0],
+        **writing.rules,
+    )
+    for prompt, hypotheses in zip(prompts, found):
+        say(f"--- {prompt!r}" if len(prompts) > 1 else "", end="\n" if len(prompts) > 1 else "")
+        for hypothesis in hypotheses:
+            score = f"{hypothesis.score:.3f}  " if N_BEST.value > 1 else ""
+            say(score + text_of(restored, writing, prompt, hypothesis.tokens))
+
+
+def task_writing(restored: restore.Restored) -> Writing:
+    """Returns how the task that the model was trained for writes."""
+    kind = tasks.make_kind(restored.about["config"].get("task", {}))
+    return kind.writing(restored.model.cfg, restored.tokenizer)
+
+
+def chatting(restored: restore.Restored) -> Writing:
+    """Returns how the model answers in a chat."""
+    came = restored.about.get("huggingface", {})
+    ends = came.get("generation", {}).get("eos_token_id", restored.tokenizer.eos)
+    told = [{"role": "system", "content": SYSTEM.value}] if SYSTEM.value else []
+
+    def read(text: str) -> Sequence[int]:
+        messages = [*told, {"role": "user", "content": text}]
+        names = came.get("special_tokens", {})
+        return chat.encode(came.get("chat_template"), restored.tokenizer, messages, names)
+
+    plain = task_writing(restored)
+    return dataclasses.replace(
+        plain, read=read, ends=tuple(ends if isinstance(ends, list) else [ends]), continues=False
+    )
+
+
+def text_of(restored: restore.Restored, writing: Writing, prompt: str, tokens: Sequence[int]) -> str:
+    """Returns what was written, behind its prompt where it continues that."""
+    if writing.continues:
+        return prompt + sample.text_of(restored.tokenizer, tokens)
+    return restored.tokenizer.decode(tokens)
+
+
+def say(*words: str, **options: object) -> None:
+    """Prints on one process: every process reads the same tokens and so stops at the same chunk."""
+    if multihost.is_primary():
+        print(*words, **options)
 
 
 def read_prompts() -> list[str]:

@@ -10,10 +10,8 @@ from experiments.benchmarks.huggingface_parity import same_tensors
 from fastlm.models import huggingface
 from fastlm.parallel import mesh as meshes
 from fastlm.training import restore
-from tests.models.huggingface_folders import GOLDEN, copied, options_of
+from tests.models.huggingface_folders import GOLDEN, WORDS, copied, options_of, with_tokenizer
 from tests.test_bad_input import call, refuses
-
-WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "\u2581"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,36 +21,7 @@ def leave_no_mesh(no_mesh):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny Llama with a tokenizer of its own, that starts texts with <s>."""
-    folder = copied("llama", tmp_path / "model")
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    single = [start, {"Sequence": {"id": "A", "type_id": 0}}]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "normalizer": None,
-        "added_tokens": [{"id": i, "content": WORDS[i]} | flags for i in range(3)],
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
-        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": single,
-            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
-        "model": {
-            "type": "BPE",
-            "vocab": {word: i for i, word in enumerate(WORDS)},
-            "merges": [],
-            "unk_token": "<unk>",
-        },
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    return folder
+    return with_tokenizer(copied("llama", tmp_path / "model"), {"chat_template": "{{ messages }}"})
 
 
 def convert(*arguments):

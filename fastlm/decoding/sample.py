@@ -9,7 +9,8 @@ Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -25,8 +26,6 @@ from fastlm.errors import UserError
 from fastlm.models import Model
 from fastlm.ops.caches import Cache
 from fastlm.parallel.rules import constrain
-
-check_lengths = inputs.check_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,20 +167,20 @@ def text_of(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
     return "".join(map(decoder.push, tokens)) + decoder.finish()
 
 
-def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray]) -> Iterator[str]:
-    """Yields the text of the first row chunk by chunk, up to its end token, in whole characters."""
-    decoder = StreamDecoder(tokenizer)
+def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], ends: Collection[int] = ()) -> Iterator[str]:
+    """Yields the text of the first row chunk by chunk, in whole characters, up to its end token or one of `ends`."""
+    decoder, ends = StreamDecoder(tokenizer), {tokenizer.eos, *ends}
     for chunk in chunks:
         tokens = chunk[0].tolist()
-        ended = tokenizer.eos in tokens
-        yield "".join(map(decoder.push, tokens[: tokens.index(tokenizer.eos)] if ended else tokens))
-        if ended:
+        before = list(itertools.takewhile(lambda token: token not in ends, tokens))
+        yield "".join(map(decoder.push, before))
+        if len(before) < len(tokens):
             break
     yield decoder.finish()
 
 
-def until_end(chunks: Iterator[np.ndarray], end: int) -> list[list[int]]:
-    """Collects rows of tokens, each up to (not including) its first `end` token; stops early when all ended."""
+def until_end(chunks: Iterator[np.ndarray], *ends: int) -> list[list[int]]:
+    """Collects rows of tokens, each up to (not including) the first of `ends`; stops early when all ended."""
     rows: list[list[int]] = []
     ended: list[bool] = []
     for chunk in chunks:
@@ -189,7 +188,7 @@ def until_end(chunks: Iterator[np.ndarray], end: int) -> list[list[int]]:
             rows, ended = [[] for _ in chunk], [False] * len(chunk)
         for i, tokens in enumerate(chunk.tolist()):
             for token in tokens:
-                ended[i] = ended[i] or token == end
+                ended[i] = ended[i] or token in ends
                 if not ended[i]:
                     rows[i].append(token)
         if all(ended):

@@ -36,28 +36,25 @@ from fastlm.parallel.rules import constrain
 
 @flax.struct.dataclass
 class HeadMajorCache:
-    """A `KVCache` stored as one query per beam reads it: by heads, and along the axis that each product sums over.
-
-    XLA:CPU then moves nothing before its products; some others it has not even in bfloat16. All rows write alike.
-    """
+    """A `KVCache` with heads before slots, as the products of each head read it; all rows write alike."""
 
     keys: Float[Array, "B G S H"]
-    values: Float[Array, "B G H S"]
+    values: Float[Array, "B G S H"]
 
     @classmethod
     def of(cls, cache: KVCache) -> "HeadMajorCache":
         """Returns the same contents."""
-        return cls(_by_head(cache.k), _by_head_across(cache.v))
+        return cls(jnp.swapaxes(cache.k, 1, 2), jnp.swapaxes(cache.v, 1, 2))
 
     @property
     def k(self) -> Float[Array, "B S G H"]:
         """Keys, as attention wants them."""
-        return jnp.transpose(self.keys, (0, 2, 1, 3))
+        return jnp.swapaxes(self.keys, 1, 2)
 
     @property
     def v(self) -> Float[Array, "B S G H"]:
         """Values, as attention wants them."""
-        return jnp.transpose(self.values, (0, 3, 1, 2))
+        return jnp.swapaxes(self.values, 1, 2)
 
     @property
     def slots(self) -> int:
@@ -66,12 +63,14 @@ class HeadMajorCache:
 
     def write(self, k: Array, v: Array, offset: Int[Array, "B"]) -> "HeadMajorCache":
         """Returns the cache with `k`, `v` [B, K, G, H] written from slot `offset`, the same in all rows."""
-        put = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset[0], axis)
-        return HeadMajorCache(put(self.keys, _by_head(k), 2), put(self.values, _by_head_across(v), 3))
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+            old, jnp.swapaxes(new, 1, 2).astype(old.dtype), offset[0], axis=2
+        )
+        return HeadMajorCache(put(self.keys, k), put(self.values, v))
 
     def grow(self, slots: int) -> "HeadMajorCache":
         """Returns the cache with room for `slots` more."""
-        return HeadMajorCache(_pad(self.keys, 2, slots), _pad(self.values, 3, slots))
+        return jax.tree.map(lambda x: _pad(x, 2, slots), self)
 
 
 @flax.struct.dataclass
@@ -150,14 +149,6 @@ def advance(
         x, layers[str(i)], _ = model.block(params, i, x, bias=bias, cache=tree.layers[str(i)], **context)
         x = constrain(x, ACTIVATION)
     return model.final_norm(params, x), tree.replace(layers=layers)
-
-
-def _by_head(x: Float[Array, "B S G H"]) -> Float[Array, "B G S H"]:
-    return jnp.transpose(x, (0, 2, 1, 3))
-
-
-def _by_head_across(x: Float[Array, "B S G H"]) -> Float[Array, "B G H S"]:
-    return jnp.transpose(x, (0, 2, 3, 1))
 
 
 def _pad(x: Array, axis: int, more: int, value: int = 0) -> Array:

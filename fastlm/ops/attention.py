@@ -54,7 +54,9 @@ def plain(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0)
     """The oracle: probabilities as a matrix, float32 softmax."""
     probabilities = attention_probabilities(q, k, mask, bias, scale=scale, cap=cap).astype(v.dtype)
     v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
-    return jnp.einsum("BNTS,BSNH->BTNH", probabilities, v, preferred_element_type=jnp.float32).astype(q.dtype)
+    # Asked for "BTNH", einsum would put the values first, a product for which XLA:CPU has no fast form.
+    y = jnp.einsum("BNTS,BSNH->BNTH", probabilities, v, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(y, 1, 2).astype(q.dtype)
 
 
 def fused(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:

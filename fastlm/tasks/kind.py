@@ -23,6 +23,7 @@ from fastlm.models import Model, ModelConfig
 from fastlm.parallel import multihost
 from fastlm.tasks.scoring import HostBatch, evaluate_documents
 from fastlm.tasks.task import Task
+from fastlm.tasks.writing import Writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,15 @@ class TaskKind(ABC):
     @abstractmethod
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
         """Scores a split as its literature does, with a standard error over examples where there is one."""
+
+    def writing(self, cfg: ModelConfig, tokenizer: Tokenizer) -> Writing:
+        """Returns how a trained model of this task is asked for text.
+
+        Raises:
+          UserError: it writes none.
+        """
+        del cfg, tokenizer
+        raise UserError("a model of this task writes no text; fastlm.evaluate --outputs shows what it says")
 
 
 class TextKind(TaskKind):

@@ -15,10 +15,11 @@ from jaxtyping import Array
 
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
-from fastlm.models import Model, abstract
+from fastlm.models import Model, ModelConfig, abstract
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.tasks.kind import TextKind
 from fastlm.tasks.task import Task
+from fastlm.tasks.writing import Writing, continuing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,11 @@ class LanguageModeling(TextKind):
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""
         return make(model, tokenizer.token_bytes, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+
+    def writing(self, cfg: ModelConfig, tokenizer: Tokenizer) -> Writing:
+        """Goes on from a text."""
+        del cfg
+        return continuing(tokenizer)
 
 
 def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Task:

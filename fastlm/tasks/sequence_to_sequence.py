@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from fastlm.data.bucketing import Encode
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
-from fastlm.decoding import beam
+from fastlm.decoding import beam, sample
 from fastlm.errors import UserError, nearest
 from fastlm.measurement import statistics, text_scores
 from fastlm.models import Model, ModelConfig, abstract
@@ -31,6 +31,7 @@ from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import RowsKind, rows_by_record, segments
 from fastlm.tasks.scoring import gather_host
 from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.writing import Writing
 
 
 def _bleu(said: Sequence[str], wanted: Sequence[str]) -> dict[str, statistics.Estimate]:
@@ -69,6 +70,8 @@ class SequenceToSequence(RowsKind):
       beams, length_penalty: of the search in the final score; see `decoding.beam`.
       label_smoothing: share of the target spread evenly over the vocabulary.
       start: token that opens the target; -1 for the tokenizer's start token, or its end token where it has none.
+      forced_first: token that every written target begins with; -1 leaves that free (BART's start token).
+      forbidden: tokens that are never written (padding, where a model was not trained to avoid it).
     """
 
     source: str = "source"
@@ -80,6 +83,8 @@ class SequenceToSequence(RowsKind):
     length_penalty: float = 1.0
     label_smoothing: float = 0.1
     start: int = -1
+    forced_first: int = -1
+    forbidden: tuple[int, ...] = ()
 
     head = "language_model"
     families = ("encoder_decoder", "decoder")
@@ -103,6 +108,19 @@ class SequenceToSequence(RowsKind):
         if self.start >= 0:
             return self.start
         return tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+
+    def writing(self, cfg: ModelConfig, tokenizer: Tokenizer) -> Writing:
+        """Writes a target for a source."""
+        forced = None if self.forced_first < 0 else self.forced_first
+        rules = {"forbidden": self.forbidden, "forced_first": forced}
+        if cfg.family == "encoder_decoder":
+            read, start = (
+                lambda text: [*tokenizer.encode(self.prefix + text), tokenizer.eos],
+                self.start_token(tokenizer),
+            )
+        else:
+            read, start = lambda text: sample.prompt_ids(tokenizer, self.prefix + text + self.separator), None
+        return Writing(read, start, (tokenizer.eos,), rules)
 
     def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
         """Returns row -> source [S], tokens and targets [T]; of a decoder, tokens, targets and scored [T]."""
@@ -165,6 +183,7 @@ class SequenceToSequence(RowsKind):
     def write(self, trained: Trained, rows: Sequence[dict[str, Any]], data: Data, batch_size: int) -> list[str]:
         """Returns the text that the model writes for each row, the best of the beams."""
         model, tokenizer = trained.model, trained.tokenizer
+        writing = self.writing(model.cfg, tokenizer)
         pair = model.cfg.family == "encoder_decoder"
         read = self.encoder(model.cfg, tokenizer, data) if pair else None
         inputs = [read(row)["source"] if pair else self.prompt(tokenizer, row, data) for row in rows]
@@ -180,7 +199,8 @@ class SequenceToSequence(RowsKind):
                 max_tokens=data.length if pair else data.length - max(len(inputs[i]) for i in chosen),
                 length_penalty=self.length_penalty,
                 end=tokenizer.eos,
-                start=self.start_token(tokenizer) if pair else None,
+                start=writing.start,
+                **writing.rules,
             )
             for i, hypotheses in zip(chosen, found):
                 said[i] = tokenizer.decode(hypotheses[0].tokens)

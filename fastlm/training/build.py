@@ -20,6 +20,7 @@ from fastlm.compress import WRAPPERS
 from fastlm.configuration import naming
 from fastlm.data import pipeline, tokenizers
 from fastlm.data.settings import Data, Evaluation
+from fastlm.decoding import inputs
 from fastlm.decoding import sample as sampling
 from fastlm.errors import UserError, nearest
 from fastlm.models import Compute, Model, ModelConfig
@@ -67,6 +68,7 @@ class Experiment:
     logging: Logging
     sample: Sample
     init: Init
+    origin: dict[str, Any]
     train_batches: Callable[[], pipeline.BatchIterator]
     eval_batches: Callable[[str, int], Iterator[dict]]
     initial_params: Callable[[], Any] | None
@@ -141,6 +143,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         mesh=mesh,
         train_batches=functools.partial(_naming_data(kind.train_batches), cfg, tokenizer, data, seed),
         eval_batches=eval_batches,
+        origin={} if start is None else start.origin,
         initial_params=None if start is None else functools.partial(start.params, cfg, mesh, seed),
         **chosen,
     )
@@ -224,7 +227,7 @@ def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, cf
         raise UserError("config.sample.prompts: only a language model continues text; leave it empty for this task")
     for prompt in prompts:
         with naming("sample.prompts"):
-            sampling.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, cfg.max_length)
+            inputs.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, cfg.max_length)
 
 
 def _check_batch(name: str, batch_size: int, accumulation: int, mesh: Mesh) -> None:

@@ -52,12 +52,17 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A checkpoint to start from, its weights still on disk."""
+    """A checkpoint to start from, its weights still on disk.
+
+    Attributes:
+      origin: what it keeps of where it came from (see `convert`): chat template, ids for generation; {} for our own.
+    """
 
     init: Init
     step: int
     cfg: ModelConfig
     tokenizer: tokenizers.Tokenizer
+    origin: dict[str, Any]
 
     def params(self, cfg: ModelConfig, mesh: Mesh, seed: int) -> Any:
         """Returns the weights for the architecture `cfg`, with what is new made anew."""
@@ -75,7 +80,7 @@ def start(init: Init) -> Start:
     step = files.resolve(init.step)
     about = files.about(step)
     cfg = ModelConfig.from_json(json.dumps(about["model"]))
-    return Start(init, step, cfg, tokenizers.from_json(about["tokenizer"]))
+    return Start(init, step, cfg, tokenizers.from_json(about["tokenizer"]), about.get("huggingface", {}))
 
 
 def changed(cfg: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:

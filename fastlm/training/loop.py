@@ -386,7 +386,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "tokenizer": experiment.tokenizer.to_json(),
         "config": experiment.config,
         "versions": checkpoint_files.versions(),
-    }
+    } | ({"huggingface": experiment.origin} if experiment.origin else {})
 
 
 def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:

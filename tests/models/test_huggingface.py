@@ -11,6 +11,7 @@ import pytest
 from experiments.benchmarks.huggingface_parity import LIMIT, compare, compute, same_tensors, write_back
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, abstract, huggingface
+from fastlm.models.huggingface import folders
 from fastlm.models.huggingface.describing import ARCHITECTURES, shapes_of
 from fastlm.models.huggingface.tables import transfers
 from fastlm.ops import paths
@@ -304,16 +305,16 @@ def test_files_of_the_tokenizer_go_back_as_they_came(copy_of, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     (folder / "modeling_own.py").write_text("raise SystemExit")
     imported = huggingface.read(folder)
-    assert imported.chat_template == template
+    assert folders.chat_template(imported.tokenizer_files) == template
     huggingface.write(tmp_path / "out", imported.cfg, imported.params, imported.tokenizer_files)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     assert not (tmp_path / "out" / "modeling_own.py").exists()
     several = [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "a"}]
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
-    assert huggingface.read(folder).chat_template == "a"
+    assert folders.chat_template(huggingface.read(folder).tokenizer_files) == "a"
     (folder / "chat_template.jinja").write_text("c")
-    assert huggingface.read(folder).chat_template == "c"
+    assert folders.chat_template(huggingface.read(folder).tokenizer_files) == "c"
 
 
 def test_special_ids_come_from_the_generation_config_first(copy_of):

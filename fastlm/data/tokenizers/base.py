@@ -76,6 +76,18 @@ class Tokenizer(ABC):
         del role
         return None
 
+    def encode_marked(self, text: str) -> np.ndarray:
+        """Returns the ids of a text whose markers ("<|im_start|>") stand for special tokens, int32 [tokens].
+
+        Raises:
+          UserError: a tokenizer of this kind has no markers.
+        """
+        raise UserError("this tokenizer has no special tokens that a text can spell; take a model with a chat template")
+
+    def markers(self) -> list[str]:
+        """Returns how `encode_marked` wants special tokens spelled."""
+        return []
+
     @abstractmethod
     def to_json(self) -> str:
         """Returns everything needed to make this tokenizer again, as JSON."""

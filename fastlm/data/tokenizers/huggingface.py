@@ -2,8 +2,8 @@
 
 Notable: what a token stands for is read from the vocabulary once (byte-level alphabet, ``##`` of WordPiece,
 ``\u2581`` of SentencePiece). A `tokenizer.json` does not say which token ends a text; the `tokenizer_config.json`
-beside it does. Text that spells a special token is encoded as text. Left out: chat templates (an entry
-point's matter) and the library's clean-up of spaces when it decodes.
+beside it does. Text that spells a special token is encoded as text, but in `encode_marked`, which chats use. Left
+out: the library's clean-up of spaces when it decodes.
 """
 
 import json
@@ -59,6 +59,18 @@ class HuggingFaceTokenizer(Tokenizer):
     def special(self, role: str) -> int | None:
         """Returns the id of the token with the usual name for `role`."""
         return next((token for name in _ROLES[role] if (token := self._library.token_to_id(name)) is not None), None)
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        """Returns the ids of a text whose markers stand for special tokens, int32 [tokens]."""
+        self._library.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._library.encode_special_tokens = True
+
+    def markers(self) -> list[str]:
+        """Returns the special tokens' spellings."""
+        return [entry.content for entry in self._library.get_added_tokens_decoder().values() if entry.special]
 
     def to_json(self) -> str:
         """Returns the model and the special ids."""

@@ -74,6 +74,17 @@ def chat_template(files: Mapping[str, bytes]) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns how the tokenizer spells its "bos_token" and "eos_token", as far as its files say."""
+    try:
+        named = json.loads(files.get("tokenizer_config.json", b"{}"))
+        found = {name: named.get(name) for name in ("bos_token", "eos_token")}
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
 def generation_ids(folder: Path, options: Options) -> dict[str, int | list[int]]:
     """Returns the special ids that the model brings (`GENERATION_IDS`; eos may be several).
 

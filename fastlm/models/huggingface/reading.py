@@ -34,7 +34,6 @@ class Imported:
       architecture: class name in transformers; "" for a head that has none there.
       generation: special ids (bos_token_id, eos_token_id, pad_token_id, decoder_start_token_id ...).
       tokenizer_files: contents by name, to be written back as they are; `tokenizer_note` says why there are none.
-      chat_template: Jinja text, or None.
       labels: names of the classes, if the model names them.
       missing: paths of the parameters that the files do not have, for `complete`.
       unused: tensors that this model does not need (another head, buffers).
@@ -45,7 +44,6 @@ class Imported:
     architecture: str
     generation: dict[str, int | list[int]]
     tokenizer_files: dict[str, bytes]
-    chat_template: str | None
     labels: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
@@ -123,7 +121,6 @@ def _read_folder(folder: Path, weights: WeightSource, wanted: _Wanted) -> Import
         _read_tensors(weights, architecture_of(options), options, wanted),
         generation=folders.generation_ids(folder, options),
         tokenizer_files=files,
-        chat_template=folders.chat_template(files),
         tokenizer_note="" if files else f"{folder}: holds no tokenizer",
     )
 
@@ -139,7 +136,6 @@ def _read_gguf(weights: WeightSource, wanted: _Wanted) -> Imported:
         _read_tensors(weights, architecture, options, wanted),
         generation=folders.first_ids([options]),
         tokenizer_files=files,
-        chat_template=folders.chat_template(files),
         tokenizer_note=note,
     )
 
@@ -156,7 +152,7 @@ def _read_tensors(weights: WeightSource, architecture: Architecture, options: Op
     check_computed(architecture, cfg, weights)
     params = read_params(cfg, matched, weights, wanted.dtype)
     classified = cfg.head in ("sequence", "tokens") and not missing
-    return Imported(cfg, params, class_name, {}, {}, None, labels if classified else (), missing, unused)
+    return Imported(cfg, params, class_name, {}, {}, labels if classified else (), missing, unused)
 
 
 def _stored_classes(architecture: Architecture, rows, names: Mapping[str, str], weights: WeightSource) -> int:

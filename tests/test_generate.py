@@ -1,0 +1,85 @@
+"""`python -m fastlm.generate` on models of each family: chats, sources, beams; and what training on keeps of them."""
+
+import json
+
+import pytest
+
+from fastlm.decoding import beam
+from fastlm.parallel import mesh as meshes
+from fastlm.training import restore
+from tests.models.huggingface_folders import copied, with_tokenizer
+from tests.test_bad_input import call, refuses
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}a"
+
+
+@pytest.fixture(autouse=True)
+def leave_no_mesh(no_mesh):
+    pass
+
+
+def converted(case, path, **configuration):
+    folder = with_tokenizer(copied(case, path / case), configuration)
+    outcome = call("convert", "--from", folder, "--to", path / "run")
+    assert outcome.status == 0, outcome.err
+    return path / "run"
+
+
+def said(workdir, *arguments):
+    outcome = call("generate", "--workdir", workdir, "--temperature", "0", "--max_tokens", "5", *arguments)
+    assert outcome.status == 0, outcome.err
+    return outcome.out
+
+
+def test_a_chat_is_its_template_continued(tmp_path):
+    workdir = converted("llama", tmp_path, chat_template=TEMPLATE)
+    answer = said(workdir, "--chat", "--system", "be good", "--prompt", "cab")
+    restored = restore.restore(workdir, meshes.make())
+    tokenizer = restored.tokenizer
+    ids = tokenizer.encode_marked("<s>be good</s>cab</s>a")
+    assert [int(i) for i in ids if i in (1, 2)] == [1, 2, 2], "markers are special tokens"
+    (best,) = beam.search(restored.model, restored.params, [ids], max_tokens=5, beams=1, end=tokenizer.eos)[0]
+    assert answer == tokenizer.decode(best.tokens) + "\n"
+    assert 1 not in tokenizer.encode("<s>"), "and text is text"
+
+
+def test_chats_that_cannot_be(tmp_path):
+    workdir = converted("llama", tmp_path, chat_template="{{ raise_exception('no system') }}")
+    chat = ["generate", "--workdir", workdir, "--chat", "--prompt"]
+    refuses("the chat template refuses these messages: no system", *chat, "a")
+    refuses("a message spells '</s>', with which the template marks turns", *chat, "a</s>b")
+    about = workdir / "checkpoints" / "0" / "about" / "metadata"
+    stored = json.loads(about.read_text())
+    for template, message in {
+        "{% if %}": "chat template is broken at line 1",
+        "{{ messages[9].content.x }}": "chat template fails on these messages (UndefinedError",
+        "{{ ''.__class__.__mro__ }}": "chat template fails on these messages (SecurityError",
+        None: "came without a chat template",
+    }.items():
+        stored["huggingface"]["chat_template"] = template
+        about.write_text(json.dumps(stored))
+        refuses(message, *chat, "a")
+
+
+@pytest.mark.parametrize("case", ["t5", "bart"])
+def test_an_encoder_decoder_writes_what_it_is_asked_to(case, tmp_path):
+    workdir = converted(case, tmp_path, pad_token="<unk>")
+    restored = restore.restore(workdir, meshes.make())
+    came, task = restored.about["huggingface"]["generation"], restored.about["config"]["task"]
+    assert task["start"] == came["decoder_start_token_id"] and task["forbidden"] == [restored.tokenizer.pad]
+    assert task["forced_first"] == came.get("forced_bos_token_id", -1)
+    ids = [*restored.tokenizer.encode("abc"), restored.tokenizer.eos]
+    rules = {"start": task["start"], "forbidden": (restored.tokenizer.pad,), "end": restored.tokenizer.eos}
+    rules |= {"forced_first": came["forced_bos_token_id"]} if "forced_bos_token_id" in came else {}
+    (found,) = beam.search(restored.model, restored.params, [ids], max_tokens=5, beams=3, n_best=2, **rules)
+    lines = said(workdir, "--prompt", "abc", "--beams", "3", "--n_best", "2").splitlines()
+    assert lines == [f"{h.score:.3f}  {restored.tokenizer.decode(h.tokens)}" for h in found]
+    batch = said(workdir, "--prompt", "abc", "--prompt", "c", "--beams", "3").split("---")
+    assert len(batch) == 3 and batch[1].split("\n")[1] == lines[0].split("  ", 1)[1]
+    drawn = said(workdir, "--prompt", "abc")
+    assert drawn != "abc" and "abc" not in drawn[:3]
+
+
+def test_models_that_write_nothing(tmp_path):
+    workdir = converted("bert_spans", tmp_path)
+    refuses("a model of this task writes no text", "generate", "--workdir", workdir, "--prompt", "a")
