@@ -1,8 +1,9 @@
 """Scores a trained model: `python -m fastlm.evaluate --workdir runs/lm_small`.
 
 By default on the test split of the data it was trained on; `--source` takes any source the data
-pipeline knows (`text:my/*.txt`, `jsonl:my.jsonl#body`, `python_stdlib`). Prints one line of metrics
-and one of JSON.
+pipeline knows (`text:my/*.txt`, `jsonl:my.jsonl#body`, `python_stdlib`). With `--problems FILE`, a model that
+continues text writes Python functions instead, whose tests are run in isolation, if that is allowed. Prints one line
+of metrics and one of JSON.
 """
 
 import dataclasses
@@ -13,9 +14,13 @@ from absl import flags
 
 from fastlm import command_line, configuration, tasks
 from fastlm.data.settings import Data, Evaluation
+from fastlm.decoding.sample import Sampling
 from fastlm.errors import UserError
+from fastlm.measurement.human_eval import Problem, read_human_eval
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
+from fastlm.tasks import code_generation
+from fastlm.tasks.code_generation import Attempts
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.training import restore
 
@@ -37,15 +42,23 @@ OUTPUTS = flags.DEFINE_integer("outputs", 0, "print so many of the model's answe
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
+PROBLEMS = flags.DEFINE_string("problems", "", "file in HumanEval's format: score by the tests that solutions pass")
+ALLOW_CODE_EXECUTION = flags.DEFINE_bool("allow_code_execution", False, "with --problems: run what the model writes")
+SAMPLES = flags.DEFINE_integer("samples", 1, "with --problems: solutions written to each", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "with --problems: of the drawing; 0 takes the likeliest token")
+SEED = flags.DEFINE_integer("seed", 0, "with --problems: of the drawing", lower_bound=0, upper_bound=2**32 - 1)
+flags.DEFINE_alias("allow-code-execution", "allow_code_execution")
+
 USER_FILES = ("text", "jsonl", "tsv", "csv")
 
 
 def main() -> None:
     """Restores, scores, prints."""
+    problems = read_problems()
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
-    scored = score(restored, mesh)
+    scored = solve(restored, mesh, problems) if problems else score(restored, mesh)
     metrics = scored.metrics
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if multihost.is_primary():
@@ -77,6 +90,30 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> Scored:
     task = kind.make(restored.model, restored.tokenizer)
     trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
     return kind.score(trained, data, evaluation, split, BATCHES.value)
+
+
+def read_problems() -> list[Problem]:
+    """Returns the problems asked for, none if none are.
+
+    Raises:
+      UserError: running code is not allowed, or the file holds no problems.
+    """
+    if not PROBLEMS.value:
+        return []
+    if not ALLOW_CODE_EXECUTION.value:
+        raise UserError("--problems runs programs that the model writes (isolated); allow it: --allow-code-execution")
+    return read_human_eval(PROBLEMS.value)
+
+
+def solve(restored: restore.Restored, mesh: jax.sharding.Mesh, problems: list[Problem]) -> Scored:
+    """Has the model write solutions, and runs their tests."""
+    kind = tasks.make_kind(restored.about["config"].get("task", {}))
+    writing = kind.writing(restored.model.cfg, restored.tokenizer)
+    how = Sampling(temperature=TEMPERATURE.value, top_p=0.95)
+    attempts = Attempts(SAMPLES.value, how, SEED.value, batch_size=BATCH_SIZE.value)
+    task = kind.make(restored.model, restored.tokenizer)
+    trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
+    return code_generation.solve(trained, writing, problems, attempts)
 
 
 if __name__ == "__main__":

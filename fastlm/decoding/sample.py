@@ -10,7 +10,7 @@ Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -179,8 +179,14 @@ def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], ends: Collection[
     yield decoder.finish()
 
 
-def until_end(chunks: Iterator[np.ndarray], *ends: int) -> list[list[int]]:
-    """Collects rows of tokens, each up to (not including) the first of `ends`; stops early when all ended."""
+def until_end(
+    chunks: Iterator[np.ndarray], *ends: int, enough: Callable[[list[int]], bool] = lambda tokens: False
+) -> list[list[int]]:
+    """Collects rows of tokens, each up to (not including) the first of `ends`; stops early when all ended.
+
+    Args:
+      enough: asked of a row after each chunk: whether it counts as ended.
+    """
     rows: list[list[int]] = []
     ended: list[bool] = []
     for chunk in chunks:
@@ -191,6 +197,7 @@ def until_end(chunks: Iterator[np.ndarray], *ends: int) -> list[list[int]]:
                 ended[i] = ended[i] or token in ends
                 if not ended[i]:
                     rows[i].append(token)
+            ended[i] = ended[i] or enough(rows[i])
         if all(ended):
             break
     return rows

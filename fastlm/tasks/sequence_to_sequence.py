@@ -20,6 +20,7 @@ from absl import logging
 from jaxtyping import Array, Float
 
 from fastlm.data.bucketing import Encode
+from fastlm.data.examples import Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.decoding import beam, sample
@@ -103,6 +104,10 @@ class SequenceToSequence(RowsKind):
         """Source and target."""
         return (self.source, self.target)
 
+    def texts(self, row: Row) -> tuple[str, str]:
+        """Returns the source and the target of a row."""
+        return str(row[self.source]), str(row[self.target])
+
     def start_token(self, tokenizer: Tokenizer) -> int:
         """The token that a target begins with, as input."""
         if self.start >= 0:
@@ -128,9 +133,10 @@ class SequenceToSequence(RowsKind):
         if cfg.family == "encoder_decoder":
             longest, start = data.source_length or data.length, [self.start_token(tokenizer)]
 
-            def encode(row: dict[str, Any]) -> dict[str, Any]:
-                source = cut(tokenizer.encode(self.prefix + str(row[self.source])), longest - 1, "source")
-                target = cut(tokenizer.encode(str(row[self.target])), data.length - 1, "target")
+            def encode(row: Row) -> dict[str, Any]:
+                read, written = self.texts(row)
+                source = cut(tokenizer.encode(self.prefix + read), longest - 1, "source")
+                target = cut(tokenizer.encode(written), data.length - 1, "target")
                 return {
                     "source": np.concatenate([source, [tokenizer.eos]]).astype(np.int32),
                     "tokens": np.concatenate([start, target]).astype(np.int32),
@@ -139,19 +145,20 @@ class SequenceToSequence(RowsKind):
 
             return encode
 
-        def encode_as_one(row: dict[str, Any]) -> dict[str, Any]:
-            source = self.prompt(tokenizer, row, data)
-            target = cut(tokenizer.encode(str(row[self.target])), data.length - len(source), "target")
+        def encode_as_one(row: Row) -> dict[str, Any]:
+            read, written = self.texts(row)
+            source = self.prompt(tokenizer, read, data)
+            target = cut(tokenizer.encode(written), data.length - len(source), "target")
             whole = np.concatenate([source, target, [tokenizer.eos]]).astype(np.int32)
             scored = (np.arange(1, len(whole)) >= len(source)).astype(np.int32)
             return {"tokens": whole[:-1], "targets": whole[1:], "scored": scored}
 
         return encode_as_one
 
-    def prompt(self, tokenizer: Tokenizer, row: dict[str, Any], data: Data) -> np.ndarray:
+    def prompt(self, tokenizer: Tokenizer, text: str, data: Data) -> np.ndarray:
         """Returns what a decoder reads before it writes, cut at its beginning to leave half of the length."""
         start = [] if tokenizer.bos is None else [tokenizer.bos]
-        ids = tokenizer.encode(self.prefix + str(row[self.source]) + self.separator)
+        ids = tokenizer.encode(self.prefix + text + self.separator)
         room = (data.source_length or data.length // 2) - len(start)
         return np.concatenate([start, ids[max(0, len(ids) - room) :]]).astype(np.int32)
 
@@ -164,14 +171,14 @@ class SequenceToSequence(RowsKind):
         records = self._records(trained, data, evaluation, split, limit)
         rows = rows_by_record(self.load(data, split), records)
         said = self.write(trained, rows, data, evaluation.batch_size or data.batch_size)
-        wanted = [str(row[self.target]) for row in rows]
+        sources, wanted = zip(*map(self.texts, rows))
         metrics: dict[str, float] = {}
         for name in self.scores:
             for metric, estimate in SCORES[name](said, wanted).items():
                 metrics |= {metric: estimate.value, f"{metric}_error": estimate.error}
         outputs = [
-            {"source": str(row[self.source]), "expected": expected, "said": text}
-            for row, expected, text in zip(rows, wanted, said)
+            {"source": source, "expected": expected, "said": text}
+            for source, expected, text in zip(sources, wanted, said)
         ]
         return Scored(metrics | {"rows": float(len(rows))}, outputs)
 
@@ -180,13 +187,13 @@ class SequenceToSequence(RowsKind):
         found = [record for batch in batches for record in gather_host(batch["record"]).tolist()]
         return sorted(record for record in found if record >= 0)
 
-    def write(self, trained: Trained, rows: Sequence[dict[str, Any]], data: Data, batch_size: int) -> list[str]:
+    def write(self, trained: Trained, rows: Sequence[Row], data: Data, batch_size: int) -> list[str]:
         """Returns the text that the model writes for each row, the best of the beams."""
         model, tokenizer = trained.model, trained.tokenizer
         writing = self.writing(model.cfg, tokenizer)
         pair = model.cfg.family == "encoder_decoder"
         read = self.encoder(model.cfg, tokenizer, data) if pair else None
-        inputs = [read(row)["source"] if pair else self.prompt(tokenizer, row, data) for row in rows]
+        inputs = [read(row)["source"] if pair else self.prompt(tokenizer, self.texts(row)[0], data) for row in rows]
         said: list[str] = [""] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(inputs[i]))  # like lengths together: few shapes, no padding
         for start in range(0, len(order), batch_size):
