@@ -50,6 +50,8 @@ TASKS = {
     ("encoder", "tokens"): "question_answering",
     ("encoder", "sequence"): "classification",
     ("decoder", "sequence"): "classification",
+    ("encoder", "none"): "embedding",
+    ("decoder", "none"): "embedding",
 }
 
 
@@ -239,7 +241,7 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "model": json.loads(model.cfg.to_json()),
         "compute": dataclasses.asdict(Compute()),
         "data": {"sources": [], "length": min(model.cfg.max_length, 1024)},
-        "task": task_of(model.cfg, model.about["labels"], model.about["generation"], tokenizer.pad),
+        "task": task_of(model, tokenizer.pad),
     }
     return {
         "model": config["model"],
@@ -252,20 +254,24 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     }
 
 
-def task_of(cfg: ModelConfig, labels: list[str], generation: dict[str, Any], pad: int) -> dict[str, Any]:
-    """Returns the section `task` that goes with a head; empty for a body.
+def task_of(model: Converted, pad: int) -> dict[str, Any]:
+    """Returns the section `task` that goes with a head; empty for a body of an encoder-decoder.
 
     Args:
-      generation: special ids, as in `Imported.generation`.
       pad: the padding token: transformers forbids it where nothing says so, and models that never learnt to avoid
         it would write it.
     """
+    cfg, generation, labels = model.cfg, model.about["generation"], model.about["labels"]
     name = "regression" if cfg.head == "sequence" and cfg.classes == 1 else TASKS.get((cfg.family, cfg.head))
     if name is None:
         return {}
     section: dict[str, Any] = {"name": name}
     if name == "classification":
         section["labels"] = labels or [f"LABEL_{i}" for i in range(cfg.classes)]
+    if name == "regression":
+        section["scale"] = 1.0  # the number that the model gives is the answer
+    if name == "question_answering":
+        section["stride"] = min(32, cfg.max_length // 8)
     if cfg.family == "encoder_decoder":
         section["start"] = generation.get("decoder_start_token_id", -1)
         section["forced_first"] = generation.get("forced_bos_token_id", -1)

@@ -13,7 +13,7 @@ FLOORS = [
     {"compress"},
     {"training"},
     {"search", "reports"},
-    {"command_line", "train", "evaluate", "generate", "measure", "export", "convert", "harness"},
+    {"command_line", "train", "evaluate", "generate", "measure", "export", "convert", "harness", "predict"},
     {"experiments"},
 ]
 TOP_LEVEL = {

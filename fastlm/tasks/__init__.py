@@ -7,6 +7,7 @@ from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.tasks.classification import Classification
 from fastlm.tasks.code_generation import CodeGeneration
+from fastlm.tasks.embedding import Embedding
 from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.tasks.masked_language_modeling import MaskedLanguageModeling
@@ -17,6 +18,7 @@ from fastlm.tasks.sequence_to_sequence import SequenceToSequence
 KINDS: dict[str, type[TaskKind]] = {
     "classification": Classification,
     "code_generation": CodeGeneration,
+    "embedding": Embedding,
     "language_modeling": LanguageModeling,
     "masked_language_modeling": MaskedLanguageModeling,
     "question_answering": QuestionAnswering,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastlm.data.bucketing import Encode
+from fastlm.data.examples import Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError, nearest
@@ -54,7 +55,11 @@ class Classification(TextsKind):
 
     def fields_read(self) -> tuple[str, ...]:
         """Texts and label."""
-        return (*self.text_fields, self.label)
+        return (*self.text_fields, self.label) if self.label else self.text_fields
+
+    def unlabelled(self) -> "Classification":
+        """Reads no label."""
+        return dataclasses.replace(self, label="")
 
     def resolve(self, data: Data) -> "Classification":
         """Finds the labels in the training rows, where none are given."""
@@ -77,7 +82,7 @@ class Classification(TextsKind):
         join, number = Joiner(tokenizer, data.length), {label: i for i, label in enumerate(self.labels)}
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
-            label = str(row[self.label])
+            label = str(row[self.label]) if self.label else self.labels[0]
             if label not in number:
                 raise UserError(
                     f"config.task.labels: a row has the unknown {self.label} '{label}'{nearest(label, number)}; "
@@ -94,10 +99,9 @@ class Classification(TextsKind):
 
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
         """Returns accuracy and macro-F1 with standard errors over rows, and what was said of each row."""
-        batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)
-        found = predictions(trained, batches)
-        labels = np.array([int(said["label"]) for said in found.values()])
-        guesses = np.array([int(np.argmax(said["logits"])) for said in found.values()])
+        rows, said = self.say(trained, data, evaluation, split, limit)
+        labels = np.array([self.labels.index(str(row[self.label])) for row in rows])
+        guesses = np.array([self.labels.index(one["said"]) for one in said])
         confusion = classification_scores.confusion_matrix(labels, guesses, classes=len(self.labels))
         accuracy, macro_f1 = classification_scores.accuracy(confusion), classification_scores.macro_f1(confusion)
         metrics = {
@@ -107,16 +111,28 @@ class Classification(TextsKind):
             "macro_f1_error": macro_f1.error,
             "rows": float(len(labels)),
         }
-        rows = rows_by_record(self.load(data, split), list(found))
         outputs = [
-            {**{name: row[name] for name in self.text_fields}, "label": self.labels[label], "said": self.labels[guess]}
-            for row, label, guess in zip(rows, labels, guesses)
+            {name: row[name] for name in self.text_fields} | {"label": self.labels[label]} | one
+            for row, label, one in zip(rows, labels, said)
         ]
         return Scored(metrics, outputs)
 
+    def say(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Returns rows, and of each the likeliest label and its probability."""
+        batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)
+        found = predictions(trained, batches)
+        said = []
+        for output in found.values():
+            chances = np.exp(output["logits"] - np.max(output["logits"]))
+            best = int(np.argmax(chances))
+            said.append({"said": self.labels[best], "probability": float(chances[best] / np.sum(chances))})
+        return rows_by_record(self.load(data, split), list(found)), said
+
 
 def make(model: Model, label_smoothing: float = 0.0) -> Task:
-    """Returns the task; `predict` gives logits [B, C] and label [B]."""
+    """Returns the task; `predict` gives logits [B, C]."""
 
     def loss(weights, constants, carry, batch, step, rng):
         del constants, step
@@ -133,7 +149,7 @@ def make(model: Model, label_smoothing: float = 0.0) -> Task:
 
     def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, jax.Array]:
         del constants
-        return {"logits": text_logits(model, weights, batch, None), "label": batch["label"]}
+        return {"logits": text_logits(model, weights, batch, None)}
 
     return Task(
         init=lambda rng, model_params: {"model": model_params},

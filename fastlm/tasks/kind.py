@@ -95,6 +95,17 @@ class TaskKind(ABC):
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
         """Scores a split as its literature does, with a standard error over examples where there is one."""
 
+    def answers(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> list[dict[str, Any]]:
+        """Returns what the model says of each row or text, which need no right answers beside them.
+
+        Raises:
+          UserError: this task answers nothing.
+        """
+        del trained, data, evaluation, split, limit
+        raise UserError("a model of this task continues texts and answers none; use fastlm.generate")
+
     def writing(self, cfg: ModelConfig, tokenizer: Tokenizer) -> Writing:
         """Returns how a trained model of this task is asked for text.
 
@@ -102,7 +113,7 @@ class TaskKind(ABC):
           UserError: it writes none.
         """
         del cfg, tokenizer
-        raise UserError("a model of this task writes no text; fastlm.evaluate --outputs shows what it says")
+        raise UserError("a model of this task writes no text; fastlm.predict shows what it says")
 
 
 class TextKind(TaskKind):

@@ -10,21 +10,28 @@ Dims: B batch, T time, M masked places.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from fastlm.data.settings import Data
+from fastlm.data import sources
+from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
+from fastlm.decoding.inputs import bucket
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, abstract
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
-from fastlm.tasks.kind import TextKind
+from fastlm.tasks.kind import TextKind, Trained
+from fastlm.tasks.rows import special_tokens
 from fastlm.tasks.task import Batch, Task
 
+HOLE = "[MASK]"  # how a person writes what is to be guessed
+CHOICES = 5
 REPLACED = 0.8
 CHANGED = 0.1
 
@@ -55,6 +62,47 @@ class MaskedLanguageModeling(TextKind):
         """Returns the task."""
         hidden_from_masking = jnp.asarray(tokenizer.token_bytes == 0)
         return make(model, mask_token(tokenizer), hidden_from_masking, self.mask_share)
+
+    def answers(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> list[dict[str, Any]]:
+        """Returns the likeliest words for each `HOLE` of each text, with their probabilities."""
+        del evaluation
+        texts = [text for spec, _ in data.sources for text in sources.load(spec, split, data_dir=data.data_dir)]
+        return [
+            fill(trained.model, trained.weights["model"], trained.tokenizer, text) for text in texts[: limit or None]
+        ]
+
+
+def fill(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+    """Returns a text and, for each of its holes, `CHOICES` words with their probabilities.
+
+    Raises:
+      UserError: it has no hole, or is longer than the model's context.
+    """
+    if HOLE not in text:
+        raise UserError(f"{text[:40]!r} has no {HOLE} to fill; write one where a word is missing")
+    start, end = special_tokens(tokenizer)
+    parts, mask = [tokenizer.encode(part) for part in text.split(HOLE)], [mask_token(tokenizer)]
+    inner = np.concatenate([parts[0], *(np.concatenate([mask, part]) for part in parts[1:])])
+    tokens = np.concatenate([start, inner, end]).astype(np.int32)
+    if len(tokens) > model.cfg.max_length:
+        raise UserError(f"{text[:40]!r} has {len(tokens)} tokens, the model's context {model.cfg.max_length}; cut it")
+    padded = np.zeros((1, bucket(len(tokens))), np.int32)
+    padded[0, : len(tokens)] = tokens
+    places = np.flatnonzero(tokens == mask[0])
+    chances, words = _likeliest(model, params, padded, np.arange(padded.shape[1])[None] < len(tokens), places)
+    holes = [
+        [{"word": tokenizer.decode([word]).strip(), "probability": float(chance)} for chance, word in zip(*hole)]
+        for hole in zip(np.asarray(chances), np.asarray(words))
+    ]
+    return {"text": text, "said": holes}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _likeliest(model: Model, params: Any, tokens: Array, real: Array, places: Array) -> tuple[Array, Array]:
+    hidden, _ = model.features(params, tokens, segment_ids=real.astype(jnp.int32))
+    return jax.lax.top_k(jax.nn.softmax(model.head(params, hidden[0, places])), CHOICES)
 
 
 def mask_token(tokenizer: Tokenizer) -> int:

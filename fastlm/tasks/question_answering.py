@@ -79,7 +79,11 @@ class QuestionAnswering(RowsKind):
 
     def fields_read(self) -> tuple[str, ...]:
         """Question, context, and where the answer stands in it."""
-        return (*self.text_fields, self.answer, self.answer_start)
+        return (*self.text_fields, self.answer, self.answer_start) if self.answer else self.text_fields
+
+    def unlabelled(self) -> "QuestionAnswering":
+        """Reads no answer."""
+        return dataclasses.replace(self, answer="", answer_start="")
 
     def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
         """Gives the head its two numbers per token."""
@@ -133,11 +137,8 @@ class QuestionAnswering(RowsKind):
 
         With a limit, questions are scored by those of their windows that were seen.
         """
-        cfg, tokenizer = trained.model.cfg, trained.tokenizer
-        found = predictions(trained, self.eval_batches(cfg, tokenizer, data, evaluation, split, limit))
-        rows = rows_by_record(self.rows(cfg, tokenizer, data, split), list(found))
-        windowing = Windowing(tokenizer, data.length, self.stride)
-        outputs = [self._output(windowing, span) for span in best_windows(rows, found.values())]
+        rows, said = self.say(trained, data, evaluation, split, limit)
+        outputs = [self._expected(row) | one for row, one in zip(rows, said)]
         scores = answer_scores([o["said"] for o in outputs], [o["expected"] for o in outputs])
         metrics = {
             "exact_match": scores.exact_match.value,
@@ -148,11 +149,24 @@ class QuestionAnswering(RowsKind):
         }
         return Scored(metrics, outputs)
 
+    def say(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Returns rows (of each question, its window with the best span), and the text of that span."""
+        cfg, tokenizer = trained.model.cfg, trained.tokenizer
+        found = predictions(trained, self.eval_batches(cfg, tokenizer, data, evaluation, split, limit))
+        windows = rows_by_record(self.rows(cfg, tokenizer, data, split), list(found))
+        windowing = Windowing(tokenizer, data.length, self.stride)
+        spans = best_windows(windows, found.values())
+        return [span.row for span in spans], [{"said": self._text(windowing, span)} for span in spans]
+
     def _window(self, windowing: Windowing, row: Row) -> Window:
         return windowing.window(str(row[self.question]), str(row[self.context]), int(row[FIRST]))
 
     def _answer(self, row: Row) -> tuple[int, int]:
         """Returns the answer's characters, start and stop; (0, 0) if there is none."""
+        if not self.answer:
+            return 0, 0
         answer, context, start = str(row[self.answer]), str(row[self.context]), row[self.answer_start]
         if not answer.strip():
             if self.unanswerable:
@@ -172,14 +186,17 @@ class QuestionAnswering(RowsKind):
             )
         return start, start + len(answer)
 
-    def _output(self, windowing: Windowing, span: "Span") -> dict[str, Any]:
-        row, said = span.row, ""
-        context = str(row[self.context])
-        if span.score > 0 or not self.unanswerable:
-            said = context[self._window(windowing, row).characters(span.first, span.last)].strip()
-        start, stop = self._answer(row)
+    def _text(self, windowing: Windowing, span: "Span") -> str:
+        if span.score <= 0 and self.unanswerable:
+            return ""
+        characters = self._window(windowing, span.row).characters(span.first, span.last)
+        return str(span.row[self.context])[characters].strip()
+
+    def _expected(self, row: Row) -> dict[str, Any]:
+        """Returns the question, its answer, and what stands around that."""
+        (start, stop), context = self._answer(row), str(row[self.context])
         snippet = context[max(0, start - SNIPPET) : stop + SNIPPET]
-        return {"question": row[self.question], "context": snippet, "expected": context[start:stop], "said": said}
+        return {"question": row[self.question], "context": snippet, "expected": context[start:stop]}
 
 
 class Span(NamedTuple):

@@ -51,7 +51,11 @@ class Regression(TextsKind):
 
     def fields_read(self) -> tuple[str, ...]:
         """Texts and target."""
-        return (*self.text_fields, self.target)
+        return (*self.text_fields, self.target) if self.target else self.text_fields
+
+    def unlabelled(self) -> "Regression":
+        """Reads no target."""
+        return dataclasses.replace(self, target="")
 
     def resolve(self, data: Data) -> "Regression":
         """Finds mean and scale in the training rows, where none are given."""
@@ -69,7 +73,7 @@ class Regression(TextsKind):
         join = Joiner(tokenizer, data.length)
 
         def encode(row: Row) -> dict[str, Any]:
-            value = self._number(row, f"the row that begins {str(row[self.text])[:40]!r}")
+            value = self._number(row, f"the row that begins {str(row[self.text])[:40]!r}") if self.target else self.mean
             return self.encode_texts(join, row, cfg) | {"target": (value - self.mean) / self.scale}
 
         return encode
@@ -81,16 +85,22 @@ class Regression(TextsKind):
 
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
         """Returns errors and correlations with standard errors over rows, and what was said of each."""
-        batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)
-        found = predictions(trained, batches)
-        rows = rows_by_record(self.load(data, split), list(found))
-        said = self.mean + self.scale * np.array([output["said"] for output in found.values()], np.float64)
+        rows, said = self.say(trained, data, evaluation, split, limit)
         wanted = np.array([self._number(row, "a row") for row in rows])
         outputs = [
-            {**{name: row[name] for name in self.text_fields}, "expected": row[self.target], "said": value}
-            for row, value in zip(rows, said.tolist())
+            {name: row[name] for name in self.text_fields} | {"expected": row[self.target]} | one
+            for row, one in zip(rows, said)
         ]
-        return Scored(score(said, wanted), outputs)
+        return Scored(score(np.array([one["said"] for one in said]), wanted), outputs)
+
+    def say(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Returns rows, and the estimate of each in the target's unit."""
+        batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)
+        found = predictions(trained, batches)
+        said = [{"said": self.mean + self.scale * float(output["said"])} for output in found.values()]
+        return rows_by_record(self.load(data, split), list(found)), said
 
     def _number(self, row: Row, where: str) -> float:
         try:

@@ -69,6 +69,24 @@ class RowsKind(TaskKind):
         del cfg, tokenizer
         return self.load(data, split)
 
+    @abstractmethod
+    def say(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Returns rows of a split, and what the model says of each: "said", and more where there is more."""
+
+    @abstractmethod
+    def unlabelled(self) -> "RowsKind":
+        """Returns this kind for rows that have no right answers beside them: fields without a name are not read."""
+
+    def answers(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> list[dict[str, Any]]:
+        """Returns what is read of each row and what the model says of it."""
+        kind = self.unlabelled()
+        rows, said = kind.say(trained, data, evaluation, split, limit)
+        return [{name: row[name] for name in kind.text_fields} | one for row, one in zip(rows, said)]
+
     def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> BatchIterator:
         """Returns batches of rows of like length."""
         return bucketing.training_batches(

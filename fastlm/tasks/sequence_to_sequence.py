@@ -102,11 +102,15 @@ class SequenceToSequence(RowsKind):
     @property
     def text_fields(self) -> tuple[str, ...]:
         """Source and target."""
-        return (self.source, self.target)
+        return (self.source, self.target) if self.target else (self.source,)
+
+    def unlabelled(self) -> "SequenceToSequence":
+        """Reads no target."""
+        return dataclasses.replace(self, target="")
 
     def texts(self, row: Row) -> tuple[str, str]:
         """Returns the source and the target of a row."""
-        return str(row[self.source]), str(row[self.target])
+        return str(row[self.source]), str(row[self.target]) if self.target else ""
 
     def start_token(self, tokenizer: Tokenizer) -> int:
         """The token that a target begins with, as input."""
@@ -168,9 +172,8 @@ class SequenceToSequence(RowsKind):
 
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
         """Writes a target for each source and compares; adds the loss of the right ones."""
-        records = self._records(trained, data, evaluation, split, limit)
-        rows = rows_by_record(self.load(data, split), records)
-        said = self.write(trained, rows, data, evaluation.batch_size or data.batch_size)
+        rows, outputs = self.say(trained, data, evaluation, split, limit)
+        said = [one["said"] for one in outputs]
         sources, wanted = zip(*map(self.texts, rows))
         metrics: dict[str, float] = {}
         for name in self.scores:
@@ -181,6 +184,15 @@ class SequenceToSequence(RowsKind):
             for source, expected, text in zip(sources, wanted, said)
         ]
         return Scored(metrics | {"rows": float(len(rows))}, outputs)
+
+    def say(
+        self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
+    ) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Returns rows, and the text written for each."""
+        records = self._records(trained, data, evaluation, split, limit)
+        rows = rows_by_record(self.load(data, split), records)
+        written = self.write(trained, rows, data, evaluation.batch_size or data.batch_size)
+        return rows, [{"said": text} for text in written]
 
     def _records(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int) -> list[int]:
         batches = self.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, limit)

@@ -20,6 +20,7 @@ from fastlm.tasks.kind import Trained
 from fastlm.tasks.rows import Joiner, default_buckets
 from fastlm.training import precision, state
 from fastlm.training.step import make_eval_step, make_train_step
+from tests.tasks.unlabelled import says_the_same
 
 TOKENIZER = byte_level.ByteTokenizer()
 KIND = classification.Classification(labels=("no", "yes"))
@@ -60,7 +61,7 @@ def test_labels_are_found_in_the_training_rows_and_kept(rows):
     assert kind.fit(ModelConfig(vocab_size=300), TOKENIZER, rows).pooling == "last"
 
 
-def test_learning_scoring_and_evaluation_agree(rows):
+def test_learning_scoring_and_evaluation_agree(rows, tmp_path):
     cfg = KIND.fit(config(pooling="mean"), TOKENIZER, rows)
     model = Model(cfg)
     task, optimizer = KIND.make(model, TOKENIZER), optax.adam(1e-2)
@@ -81,6 +82,7 @@ def test_learning_scoring_and_evaluation_agree(rows):
     assert [output["label"] for output in scored.outputs] == ["yes" if i % 3 == 0 else "no" for i in range(32, 48)]
     right = np.mean([output["label"] == output["said"] for output in scored.outputs])
     assert scored.metrics["accuracy"] == pytest.approx(right)
+    assert says_the_same(KIND, trained, rows, Evaluation(batch_size=8), scored, tmp_path)
 
     evaluate, totals = jax.jit(make_eval_step(task)), 0
     for batch in KIND.eval_batches(cfg, TOKENIZER, rows, Evaluation(batch_size=8), "test", 0):

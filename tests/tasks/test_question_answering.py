@@ -23,6 +23,7 @@ from fastlm.tasks.kind import Trained
 from fastlm.tasks.scoring import evaluate
 from fastlm.training import precision, state
 from fastlm.training.step import make_eval_step, make_train_step
+from tests.tasks.unlabelled import says_the_same
 
 TOKENIZER = byte_level.ByteTokenizer()
 KIND = qa.QuestionAnswering(stride=6, most_answer_tokens=4)
@@ -54,7 +55,7 @@ def rows(tmp_path):
     return data(tmp_path, made)
 
 
-def test_it_learns_and_says_what_stands_in_the_text(rows):
+def test_it_learns_and_says_what_stands_in_the_text(rows, tmp_path):
     cfg = KIND.fit(CFG, TOKENIZER, rows)
     assert (cfg.head, cfg.classes) == ("tokens", 2)
     model = Model(cfg)
@@ -75,6 +76,7 @@ def test_it_learns_and_says_what_stands_in_the_text(rows):
     right = [output["said"] == output["expected"] for output in scored.outputs]
     assert scored.metrics["exact_match"] == pytest.approx(np.mean(right))
     assert scored.metrics["f1"] >= scored.metrics["exact_match"]
+    assert says_the_same(KIND, trained, rows, EVALUATION, scored, tmp_path)
     loaded = KIND.load(rows, "test")[0][0]
     for output, row in zip(scored.outputs, loaded, strict=True):
         assert output["expected"] == str(row["answer"])

@@ -19,6 +19,7 @@ from fastlm.tasks.kind import Trained
 from fastlm.tasks.scoring import evaluate
 from fastlm.training import precision, state
 from fastlm.training.step import make_eval_step, make_train_step
+from tests.tasks.unlabelled import says_the_same
 
 TOKENIZER = byte_level.ByteTokenizer()
 CFG = ModelConfig(
@@ -63,7 +64,7 @@ def test_mean_and_scale_come_from_the_training_rows(rows):
     np.testing.assert_allclose(batch["target"], [(10 * (t == ord("x")).sum() - 50) / 50 for t in batch["tokens"]])
 
 
-def test_it_learns_and_scoring_agrees_with_evaluation(rows):
+def test_it_learns_and_scoring_agrees_with_evaluation(rows, tmp_path):
     kind = regression.Regression(target="year").resolve(rows)
     cfg = kind.fit(CFG, TOKENIZER, rows)
     model = Model(cfg)
@@ -82,6 +83,7 @@ def test_it_learns_and_scoring_agrees_with_evaluation(rows):
     assert scored.metrics["rows"] == 20 == len(scored.outputs)
     assert scored.metrics["pearson"] > 0.8
     assert scored.metrics["spearman"] > 0.8, scored.metrics
+    assert says_the_same(kind, trained, rows, EVALUATION, scored, tmp_path)
     expected = np.array([output["expected"] for output in scored.outputs])
     assert all(output["expected"] == 1800 + 10 * output["text"].count("x") for output in scored.outputs)
     errors = np.array([output["said"] for output in scored.outputs]) - expected

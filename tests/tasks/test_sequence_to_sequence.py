@@ -17,6 +17,7 @@ from fastlm.tasks.scoring import to_device
 from fastlm.tasks.sequence_to_sequence import SequenceToSequence, summarize
 from fastlm.training import precision, state
 from fastlm.training.step import make_train_step
+from tests.tasks.unlabelled import says_the_same
 
 TOKENIZER = byte_level.ByteTokenizer()
 END = TOKENIZER.eos
@@ -66,7 +67,7 @@ def test_a_row_of_a_decoder_is_scored_on_its_target_only(data):
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_it_learns_writes_and_is_scored(family, data):
+def test_it_learns_writes_and_is_scored(family, data, tmp_path):
     model = Model(MODELS[family])
     assert KIND.fit(model.cfg, TOKENIZER, data) == model.cfg
     task, optimizer = KIND.make(model, TOKENIZER), optax.adam(1e-2)
@@ -86,6 +87,7 @@ def test_it_learns_writes_and_is_scored(family, data):
     assert [output["source"] for output in scored.outputs] == PAIRS
     right = np.mean([output["said"] == output["expected"] for output in scored.outputs])
     assert scored.metrics["exact"] == right
+    assert says_the_same(KIND, trained, data, Evaluation(batch_size=8), scored, tmp_path)
 
 
 def test_padding_changes_no_loss(data):

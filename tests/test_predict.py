@@ -1,0 +1,92 @@
+"""`python -m fastlm.predict`: on models of each kind that answers, as they come from elsewhere."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fastlm.parallel import mesh as meshes
+from fastlm.tasks.masked_language_modeling import CHOICES, fill
+from fastlm.training import restore
+from tests.models.huggingface_folders import copied, with_tokenizer
+from tests.test_bad_input import call, refuses
+
+
+@pytest.fixture(autouse=True)
+def leave_no_mesh(no_mesh):
+    pass
+
+
+def converted(case, path, **configuration):
+    folder = with_tokenizer(copied(case, path / case), configuration)
+    outcome = call("convert", "--from", folder, "--to", path / "run")
+    assert outcome.status == 0, outcome.err
+    return path / "run"
+
+
+def answers(workdir, *arguments):
+    outcome = call("predict", "--workdir", workdir, *arguments)
+    assert outcome.status == 0, outcome.err
+    assert not outcome.err, "nothing but answers"
+    return [json.loads(line) for line in outcome.out.splitlines()]
+
+
+def test_a_classifier_names_labels_of_texts_and_files(tmp_path):
+    workdir = converted("bert_classifier", tmp_path)
+    given = answers(workdir, "--text", "a cab", "--text", "bed")
+    assert [answer["text"] for answer in given] == ["a cab", "bed"]
+    labels = json.loads((tmp_path / "bert_classifier" / "config.json").read_text())["id2label"].values()
+    assert all(answer["said"] in labels and 1 / 3 <= answer["probability"] <= 1 for answer in given)
+    (tmp_path / "rows.tsv").write_text("text\tother\na cab\t1\nbed\t2\n")
+    alike = lambda ones: [one | {"probability": pytest.approx(one["probability"], rel=1e-5)} for one in ones]
+    assert answers(workdir, "--rows", f"tsv:{tmp_path}/rows.tsv", "--batch_size", "1") == alike(given)
+    assert answers(workdir, "--row", '{"text": "bed"}') == alike(given[1:])
+
+
+def test_one_number_is_an_estimate(tmp_path):
+    folder = with_tokenizer(copied("bert_model", tmp_path / "model"), {})
+    arguments = ["--from", folder, "--to", tmp_path / "run", "--head", "sequence", "--classes", "1"]
+    assert call("convert", *arguments).status == 0
+    one, other = answers(tmp_path / "run", "--text", "a cab", "--text", "bed")
+    assert isinstance(one["said"], float) and one["said"] != other["said"]
+
+
+def test_spans_stand_in_their_context(tmp_path):
+    workdir = converted("bert_spans", tmp_path)
+    row = {"question": "who", "context": "a cab fed a bee"}
+    (answer,) = answers(workdir, "--row", json.dumps(row))
+    assert answer["said"] in row["context"] and answer["said"] and answer["question"] == "who"
+    refuses("--text: this task reads question and context", "predict", "--workdir", workdir, "--text", "a")
+    refuses(
+        "must be a JSON object with question, context", "predict", "--workdir", workdir, "--row", '{"context": "a"}'
+    )
+    refuses("is no JSON", "predict", "--workdir", workdir, "--row", "{")
+
+
+def test_words_for_holes(tmp_path):
+    workdir = converted("bert_masked", tmp_path)
+    (answer,) = answers(workdir, "--text", "a [MASK] b [MASK]")
+    assert [len(hole) for hole in answer["said"]] == [CHOICES, CHOICES]
+    restored = restore.restore(workdir, meshes.make())
+    filled = fill(restored.model, restored.params, restored.tokenizer, "a [MASK] b [MASK]")
+    chances = [choice["probability"] for choice in filled["said"][0]]
+    assert chances == sorted(chances, reverse=True) and 0 < sum(chances) < 1
+    np.testing.assert_allclose(chances, [choice["probability"] for choice in answer["said"][0]], rtol=1e-4)
+    refuses("has no [MASK] to fill", "predict", "--workdir", workdir, "--text", "a b")
+    refuses("the model's context", "predict", "--workdir", workdir, "--text", "[MASK]" + " a" * 40)
+
+
+def test_embeddings_have_length_one_and_do_not_depend_on_their_neighbours(tmp_path):
+    workdir = converted("bert_model", tmp_path)
+    one, long = answers(workdir, "--text", "a cab", "--text", "a bed b c d e f")
+    (alone,) = answers(workdir, "--text", "a cab")
+    np.testing.assert_allclose(np.linalg.norm(one["said"]), 1.0, rtol=1e-4)
+    np.testing.assert_allclose(one["said"], alone["said"], atol=1e-5)
+    assert np.dot(one["said"], long["said"]) < 0.999
+    refuses("embeddings have no score of their own", "evaluate", "--workdir", workdir, "--source", "jsonl:x")
+
+
+def test_what_answers_nothing(tmp_path):
+    workdir = converted("llama", tmp_path)
+    refuses("continues texts and answers none", "predict", "--workdir", workdir, "--text", "a")
+    refuses("nothing to read, or too much", "predict", "--workdir", workdir)
