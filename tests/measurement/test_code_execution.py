@@ -305,6 +305,7 @@ def test_bad_arguments_are_named():
         ("x = 1\n" * 20_000, True),
         ("x = 1\n" * 20_000 + "x =", False),
     ],
+    ids=lambda value: value[:12] if isinstance(value, str) else str(value),  # pytest puts them into the environment
 )
 def test_compiles(source, valid):
     assert compiles(source) is valid
