@@ -2,8 +2,10 @@
 
 Notable: made on the device, anew in every step, so that little data teaches what all extractive questions
 need: to find the place in the context that the question speaks of. After span selection pre-training (arXiv
-1909.04120) and cloze questions (1906.04980). A row keeps its shape: the made question is as long as the one that
-it replaces. Left out: names and dates as preferred answers; any few tokens are one.
+1909.04120) and cloze questions (1906.04980). The made question is as long as the one that it replaces. The
+context is cut to a random part, often a short one: a place is found among few tokens before it is found
+among many, and a model from scratch that only sees long contexts learns nothing for thousands of rows.
+Left out: names and dates as preferred answers; any few tokens are one.
 
 Dims: B batch, T time, G tokens of the gap.
 """
@@ -18,7 +20,7 @@ LONGEST_ANSWER = 5
 
 
 def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], opening: int, share: float) -> Batch:
-    """Replaces the question of a share of rows, and with it their answer.
+    """Replaces the question and the answer of a share of rows, and cuts their context.
 
     Args:
       batch: windows as `question_answering` encodes them.
@@ -27,29 +29,44 @@ def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], opening: int, share: flo
       opening: tokens of a row before its question.
       share: of the rows, chosen independently.
 
-    Rows whose question has no room for the gap and a word on each side, or whose context is hardly longer than the
-    question, stay as they are.
+    Rows whose question has no room for the gap and a token on each side, or whose context is hardly longer than
+    the question, stay as they are.
     """
-    chance, size_key, left_key, place_key = jax.random.split(rng, 4)
-    first, stop = batch["context_first"], batch["context_stop"]
-    room = first - 1 - opening - len(gap)  # for words on both sides; before the context stands a separator
+    chance, size_key, left_key, kept_key, cut_key, start_key = jax.random.split(rng, 6)
+    first, length = batch["context_first"], batch["context_stop"] - batch["context_first"]
+    room = first - 1 - opening - len(gap)  # for tokens on both sides; before the context stands a separator
+    least = room + LONGEST_ANSWER
+    chosen = (room >= 2) & (length >= least) & (jax.random.uniform(chance, first.shape) < share)
+
     size = jax.random.randint(size_key, first.shape, 1, LONGEST_ANSWER + 1)
     left = jax.random.randint(left_key, first.shape, 1, jnp.maximum(room, 2))
-    last_start = stop - size - (room - left)
-    start = jax.random.randint(place_key, first.shape, first + left, jnp.maximum(last_start, first + left) + 1)
-    fits = (room >= 2) & (last_start >= first + left)
-    chosen = fits & (jax.random.uniform(chance, first.shape) < share)
-
-    place = jnp.arange(batch["tokens"].shape[1])[None] - opening
-    in_gap = place - left[:, None]
-    before = start[:, None] + in_gap
-    after = before - len(gap) + size[:, None]
-    source = jnp.clip(jnp.where(in_gap < 0, before, after), 0, batch["tokens"].shape[1] - 1)
-    made = jnp.take_along_axis(batch["tokens"], source, axis=1)
-    made = jnp.where((in_gap >= 0) & (in_gap < len(gap)), gap[jnp.clip(in_gap, 0, len(gap) - 1)], made)
-    in_question = (place >= 0) & (place + opening < first[:, None] - 1)
-    return batch | {
-        "tokens": jnp.where(chosen[:, None] & in_question, made, batch["tokens"]),
-        "answer_first": jnp.where(chosen, start, batch["answer_first"]),
-        "answer_last": jnp.where(chosen, start + size - 1, batch["answer_last"]),
+    # A uniform number squared: half of the contexts lose three quarters or more of what they can lose.
+    kept = least + (jax.random.uniform(kept_key, first.shape) ** 2 * (length - least + 1)).astype(jnp.int32)
+    cut = jax.random.randint(cut_key, first.shape, 0, jnp.maximum(length - kept, 0) + 1)
+    start = first + jax.random.randint(start_key, first.shape, left, jnp.maximum(kept - size - room, 0) + left + 1)
+    stop = first + kept
+    made = {
+        "tokens": _tokens(batch, gap, opening, cut=cut, stop=stop, left=left, start=start, size=size),
+        "tokens_length": stop + 1,
+        "context_stop": stop,
+        "answer_first": start,
+        "answer_last": start + size - 1,
     }
+    select = lambda value, old: jnp.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), value, old)
+    return batch | {name: select(value, batch[name]) for name, value in made.items()}
+
+
+def _tokens(batch: Batch, gap: Array, opening: int, **places: Int[Array, "B"]) -> Int[Array, "B T"]:
+    """Lays out rows in which `cut` tokens of the context are skipped and `size` from `start` on are asked for."""
+    cut, stop, left, start, size = (places[name][:, None] for name in ("cut", "stop", "left", "start", "size"))
+    first, old_stop = batch["context_first"][:, None], batch["context_stop"][:, None]
+    place = jnp.arange(batch["tokens"].shape[1])[None]
+    in_gap = place - opening - left
+    in_question = (place >= opening) & (place < first - 1)
+    quoted = start + jnp.where(in_gap < 0, in_gap, in_gap - len(gap) + size)
+    source = jnp.where(in_question, quoted + cut, jnp.where(place < first, place, place + cut))
+    source = jnp.where(place == stop, old_stop, source)  # the last separator
+    tokens = jnp.take_along_axis(batch["tokens"], source, axis=1, mode="clip")
+    asked = in_question & (in_gap >= 0) & (in_gap < len(gap))
+    tokens = jnp.where(asked, gap[jnp.clip(in_gap, 0, len(gap) - 1)], tokens)
+    return jnp.where(place > stop, 0, tokens)

@@ -141,42 +141,62 @@ def test_the_best_window_of_each_question_is_taken():
 
 
 def asked(share, seed=0):
-    texts = {"what is it now?": "the quick brown fox jumps", "?": "abcdefgh", "a long question": "xyz"}
+    texts = {"what is it?": "the quick brown fox jumps over the dog", "?": "abcdefgh", "a long question": "xyz"}
     windows = [Windowing(TOKENIZER, 64, 0).window(q, c, 0) for q, c in texts.items()]
+    first, stop = (jnp.asarray([w[field] for w in windows]) for field in (2, 3))
     batch = {
         "tokens": jnp.asarray(np.stack([np.pad(w.tokens, (0, 64 - len(w.tokens))) for w in windows])),
-        "context_first": jnp.asarray([w.context_first for w in windows]),
-        "context_stop": jnp.asarray([w.context_stop for w in windows]),
-        "answer_first": jnp.asarray([w.context_first for w in windows]),
-        "answer_last": jnp.asarray([w.context_first for w in windows]),
+        "tokens_length": stop + 1,
+        "context_first": first,
+        "context_stop": stop,
+        "answer_first": first,
+        "answer_last": first,
     }
     gap = jnp.asarray(TOKENIZER.encode("__"))
-    return windows, batch, ASK(batch, jax.random.key(seed), gap, 1, share)
+    return batch, ASK(batch, jax.random.key(seed), gap, 1, share)
 
 
-@settings(max_examples=8)
+def cloze_parts(made):
+    """The question, the answer and the context of the first row, as texts; checks that it is laid out as a row."""
+    tokens = np.asarray(made["tokens"][0])
+    first, stop, start, last, length = (
+        int(made[name][0]) for name in ("context_first", "context_stop", "answer_first", "answer_last", "tokens_length")
+    )
+    assert first <= start <= last < stop == length - 1
+    assert tokens[[0, first - 1, stop]].tolist() == [TOKENIZER.bos, TOKENIZER.eos, TOKENIZER.eos]
+    assert not tokens[length:].any()
+    return (
+        TOKENIZER.decode(tokens[part]) for part in (slice(1, first - 1), slice(start, last + 1), slice(first, stop))
+    )
+
+
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1000))
 def test_a_cloze_question_is_what_stands_around_its_answer(seed):
-    windows, batch, made = asked(1.0, seed)
-    first, stop = windows[0].context_first, windows[0].context_stop
-    tokens = np.asarray(made["tokens"][0])
-    start, last = int(made["answer_first"][0]), int(made["answer_last"][0])
-    answer, context = TOKENIZER.decode(tokens[start : last + 1]), TOKENIZER.decode(tokens[first:stop])
-    assert first <= start <= last < stop and 1 <= last - start + 1 <= cloze.LONGEST_ANSWER
-    before, after = TOKENIZER.decode(tokens[1 : first - 1]).split("__")
-    assert before and after and f"{before}{answer}{after}" in context
-    # The shape of the row and its context stay.
-    assert tokens[[0, first - 1]].tolist() == [TOKENIZER.bos, TOKENIZER.eos]
-    np.testing.assert_array_equal(tokens[first:], batch["tokens"][0, first:])
+    batch, made = asked(1.0, seed)
+    question, answer, context = cloze_parts(made)
+    before, after = question.split("__")
+    assert 1 <= len(answer) <= cloze.LONGEST_ANSWER and before and after
+    assert f"{before}{answer}{after}" in context
+    assert context in "the quick brown fox jumps over the dog"
     for row in (1, 2):  # a question too short for a gap, a context too short for a question
-        for name in ("tokens", "answer_first", "answer_last"):
+        for name in batch:
             np.testing.assert_array_equal(made[name][row], batch[name][row])
 
 
+def test_cloze_asks_everywhere_in_contexts_of_all_lengths():
+    questions, answers, contexts = zip(*(cloze_parts(asked(1.0, seed)[1]) for seed in range(150)))
+    lengths = [len(context) for context in contexts]
+    assert min(lengths) < 16 and max(lengths) > 34 and 15 < np.median(lengths) < 25
+    assert {len(answer) for answer in answers} == set(range(1, cloze.LONGEST_ANSWER + 1))
+    assert {question.index("__") for question in questions} == set(range(1, 9))
+    assert len({context[:4] for context in contexts}) > 15
+
+
 def test_cloze_asks_a_share_of_the_rows_in_training_only():
-    _, batch, made = asked(0.0)
+    batch, made = asked(0.0)
     assert all(np.array_equal(made[name], batch[name]) for name in batch)
-    changed = [not np.array_equal(asked(0.3, seed)[2]["tokens"], batch["tokens"]) for seed in range(60)]
+    changed = [not np.array_equal(asked(0.3, seed)[1]["tokens"], batch["tokens"]) for seed in range(60)]
     assert 8 < sum(changed) < 30
     model = Model(dataclasses.replace(CFG, head="tokens", classes=2))
     task = qa.QuestionAnswering(cloze=1.0, gap="_").make(model, TOKENIZER)
