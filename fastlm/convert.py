@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from fastlm import command_line
+from fastlm import command_line, tasks
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig, huggingface
@@ -119,6 +119,15 @@ def from_checkpoint(workdir: str) -> Converted:
     files = read_tokenizer_files(kept) if kept.is_dir() else {}
     if not files:
         files = huggingface.tokenizer_files(restored.tokenizer.to_json(), about.get("chat_template"))
+    task = restored.about["config"].get("task", {})
+    if task.get("name") == "sequence_to_sequence":  # it may have been trained to begin otherwise than it came
+        kind = tasks.make_kind(task)
+        about["generation"] = dict(
+            about.get("generation", {}), decoder_start_token_id=kind.start_token(restored.tokenizer)
+        )
+        about["generation"].pop("forced_bos_token_id", None)
+        if kind.forced_first >= 0:
+            about["generation"]["forced_bos_token_id"] = kind.forced_first
     about["labels"] = restored.about["config"].get("task", {}).get("labels") or about.get("labels", ())
     ids = {f"{role}_token_id": getattr(restored.tokenizer, role) for role in ("bos", "eos", "pad")}
     about["generation"] = {name: token for name, token in ids.items() if token is not None} | about.get(
@@ -241,7 +250,7 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "model": json.loads(model.cfg.to_json()),
         "compute": dataclasses.asdict(Compute()),
         "data": {"sources": [], "length": min(model.cfg.max_length, 1024)},
-        "task": task_of(model, tokenizer.pad),
+        "task": task_of(model, tokenizer),
     }
     return {
         "model": config["model"],
@@ -254,13 +263,8 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     }
 
 
-def task_of(model: Converted, pad: int) -> dict[str, Any]:
-    """Returns the section `task` that goes with a head; empty for a body of an encoder-decoder.
-
-    Args:
-      pad: the padding token: transformers forbids it where nothing says so, and models that never learnt to avoid
-        it would write it.
-    """
+def task_of(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Returns the section `task` that goes with family and head; empty where no task here reads them."""
     cfg, generation, labels = model.cfg, model.about["generation"], model.about["labels"]
     name = "regression" if cfg.head == "sequence" and cfg.classes == 1 else TASKS.get((cfg.family, cfg.head))
     if name is None:
@@ -275,7 +279,12 @@ def task_of(model: Converted, pad: int) -> dict[str, Any]:
     if cfg.family == "encoder_decoder":
         section["start"] = generation.get("decoder_start_token_id", -1)
         section["forced_first"] = generation.get("forced_bos_token_id", -1)
-        section["forbidden"] = [pad]
+        # Models that never learnt to avoid padding would write it; where it is the end token too, they must.
+        ends = generation.get("eos_token_id", [])
+        pad = generation.get("pad_token_id", tokenizer.pad)
+        section["forbidden"] = (
+            [pad] if pad not in (tokenizer.eos, *(ends if isinstance(ends, list) else [ends])) else []
+        )
     return section
 
 

@@ -87,6 +87,7 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> Scored:
     user_files = SOURCE.value and SOURCE.value[0].partition(":")[0] in USER_FILES
     split = SPLIT.value or ("all" if user_files else evaluation.final_split or "test")
     kind = tasks.make_kind(config.get("task", {}))
+    kind.check(restored.model.cfg)
     task = kind.make(restored.model, restored.tokenizer)
     trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
     return kind.score(trained, data, evaluation, split, BATCHES.value)
@@ -108,7 +109,10 @@ def read_problems() -> list[Problem]:
 def solve(restored: restore.Restored, mesh: jax.sharding.Mesh, problems: list[Problem]) -> Scored:
     """Has the model write solutions, and runs their tests."""
     kind = tasks.make_kind(restored.about["config"].get("task", {}))
+    kind.check(restored.model.cfg)
     writing = kind.writing(restored.model.cfg, restored.tokenizer)
+    if writing.start is not None:
+        raise UserError("--problems: only a decoder continues the header of a function")
     how = Sampling(temperature=TEMPERATURE.value, top_p=0.95)
     attempts = Attempts(SAMPLES.value, how, SEED.value, batch_size=BATCH_SIZE.value)
     task = kind.make(restored.model, restored.tokenizer)

@@ -18,6 +18,7 @@ from absl import flags
 
 from fastlm import command_line, tasks
 from fastlm.data import chat
+from fastlm.data.tokenizers.base import check_text
 from fastlm.decoding import beam, sample
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
@@ -78,7 +79,7 @@ def draw(
     )
     if len(prompts) == 1:
         say(prompts[0] if writing.continues else "", end="")
-        for piece in sample.stream(tokenizer, chunks, writing.ends):
+        for piece in sample.stream(tokenizer, chunks, writing.ends, whole=not writing.continues):
             say(piece, end="", flush=True)
         say()
         return
@@ -90,6 +91,8 @@ def search(
     restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
 ) -> None:
     """Searches for the likeliest texts of each prompt."""
+    if len(writing.ends) > 1:
+        raise UserError(f"--beams: any of {len(writing.ends)} tokens ends a turn of this model, and a search knows one")
     found = beam.search(
         restored.model,
         restored.params,
@@ -112,13 +115,15 @@ def search(
 def task_writing(restored: restore.Restored) -> Writing:
     """Returns how the task that the model was trained for writes."""
     kind = tasks.make_kind(restored.about["config"].get("task", {}))
+    kind.check(restored.model.cfg)
     return kind.writing(restored.model.cfg, restored.tokenizer)
 
 
 def chatting(restored: restore.Restored) -> Writing:
     """Returns how the model answers in a chat."""
     came = restored.about.get("huggingface", {})
-    ends = came.get("generation", {}).get("eos_token_id", restored.tokenizer.eos)
+    stated = came.get("generation", {}).get("eos_token_id", [])
+    ends = dict.fromkeys([restored.tokenizer.eos, *(stated if isinstance(stated, list) else [stated])])
     told = [{"role": "system", "content": SYSTEM.value}] if SYSTEM.value else []
 
     def read(text: str) -> Sequence[int]:
@@ -127,9 +132,7 @@ def chatting(restored: restore.Restored) -> Writing:
         return chat.encode(came.get("chat_template"), restored.tokenizer, messages, names)
 
     plain = task_writing(restored)
-    return dataclasses.replace(
-        plain, read=read, ends=tuple(ends if isinstance(ends, list) else [ends]), continues=False
-    )
+    return dataclasses.replace(plain, read=read, ends=tuple(ends), continues=False)
 
 
 def text_of(restored: restore.Restored, writing: Writing, prompt: str, tokens: Sequence[int]) -> str:
@@ -160,6 +163,8 @@ def read_prompts() -> list[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"--prompts: {PROMPTS.value}: no UTF-8 at byte {error.start}; convert the file") from None
         prompts += [line for line in text.splitlines() if line.strip()]
+    for prompt in prompts:
+        check_text(prompt, "the prompt")
     if not prompts:
         raise UserError("nothing to continue; give --prompt TEXT or --prompts FILE with one prompt per line")
     return prompts

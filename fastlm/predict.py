@@ -22,6 +22,7 @@ from absl import flags, logging
 
 from fastlm import command_line, configuration, tasks
 from fastlm.data.settings import Data, Evaluation
+from fastlm.data.tokenizers.base import check_text
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
@@ -50,6 +51,7 @@ def main() -> None:
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
     config = restored.about["config"]
     kind = tasks.make_kind(config.get("task", {}))
+    kind.check(restored.model.cfg)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     evaluation = Evaluation(batch_size=-(-max(1, BATCH_SIZE.value) // devices) * devices)
     task = kind.make(restored.model, restored.tokenizer)
@@ -79,6 +81,8 @@ def asked(kind: TaskKind) -> Iterator[tuple[str, str, str]]:
     fields = kind.unlabelled().text_fields if isinstance(kind, RowsKind) else ("text",)
     if TEXT.value and len(fields) > 1:
         raise UserError(f"--text: this task reads {' and '.join(fields)}; give them as --row with a JSON object")
+    for text in TEXT.value + ROW.value:
+        check_text(text, "the text")
     rows = [{fields[0]: text} for text in TEXT.value] + [parse_row(text, fields) for text in ROW.value]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
@@ -98,6 +102,9 @@ def parse_row(text: str, fields: tuple[str, ...]) -> dict[str, str]:
         raise UserError(f"--row: {text[:60]!r} is no JSON ({error})") from None
     if not isinstance(row, dict) or not set(fields) <= row.keys():
         raise UserError(f"--row: {text[:60]!r} must be a JSON object with {', '.join(fields)}")
+    for name in fields:
+        if not isinstance(row[name], (str, int, float)) or isinstance(row[name], bool):
+            raise UserError(f"--row: '{name}' must be a text or a number, got {json.dumps(row[name])[:40]}")
     return {name: str(row[name]) for name in fields}
 
 

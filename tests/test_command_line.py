@@ -22,7 +22,7 @@ from fastlm.parallel import mesh
 from fastlm.tasks import KINDS
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.tasks.rows import RowsKind
-from fastlm.training import build, initial, optimizers, schedules, settings
+from fastlm.training import build, initial, loop, optimizers, schedules, settings
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -158,6 +158,16 @@ def test_configs_override_values_and_add_no_keys(path):
     assert path.stem == "base" or len(path.read_text().splitlines()) <= 40
 
 
+def start_of(source, tmp_path):
+    """A workdir like the one that a config starts from, after one step of a model of one layer."""
+    name = {"runs/minilm": "mlm_small", "runs/lm_code": "lm_code"}[source]
+    changes = ["model.layers=1", "model.width=32", "training.steps=1", "evaluation.every=0", "evaluation.final_split="]
+    changes += ["sample.prompts=()", "logging.tensorboard=False", "data.batch_size=4", "evaluation.batches=1"]
+    config = command_line.load_config(str(ROOT / "configs" / f"{name}.py"), changes)
+    loop.run(build.build(config, tmp_path / "start"), say=lambda text: None)
+    return str(tmp_path / "start")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds(path, tmp_path, no_mesh, monkeypatch):
@@ -166,10 +176,13 @@ def test_every_config_builds(path, tmp_path, no_mesh, monkeypatch):
     config = command_line.load_config(str(path), [])
     if path.stem == "lm_base":  # C4 is not on disk; its docstring offers this stand-in
         config["data"]["sources"] = (("state_of_the_union", 1.0),)
-    config["init"]["source"] = ""  # runs that were not made here
+    if config["init"]["source"]:
+        config["init"]["source"] = start_of(config["init"]["source"], tmp_path)
     experiment = build.build(config, tmp_path / "run")
     assert experiment.model.cfg.vocab_size >= experiment.tokenizer.vocab_size
     batches = experiment.train_batches()
+    if config["init"]["source"]:
+        assert experiment.model.cfg.layers == 1, "the architecture is that of the start"
     with contextlib.closing(batches):
         rows, length = next(batches)["tokens"].shape
     assert rows == experiment.data.batch_size

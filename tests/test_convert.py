@@ -97,7 +97,7 @@ def test_mistakes(folder, tmp_path):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {f"word{i}": len(WORDS) + i for i in range(60)}
     (larger / "tokenizer.json").write_text(json.dumps(tokenizer))
-    refuses("has 90 tokens and the model 67", *for_one, "--tokenizer", larger)
+    refuses("has 126 tokens and the model 67", *for_one, "--tokenizer", larger)
     (larger / "tokenizer.json").unlink()
     refuses("no tokenizer.json", *for_one, "--tokenizer", larger)
     assert not new.exists()  # nothing is left that would be in the way of the right command

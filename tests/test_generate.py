@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fastlm.data import chat
 from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
 from fastlm.training import restore
@@ -47,9 +48,14 @@ def test_chats_that_cannot_be(tmp_path):
     workdir = converted("llama", tmp_path, chat_template="{{ raise_exception('no system') }}")
     chat = ["generate", "--workdir", workdir, "--chat", "--prompt"]
     refuses("the chat template refuses these messages: no system", *chat, "a")
-    refuses("a message spells '</s>', with which the template marks turns", *chat, "a</s>b")
+    refuses("the prompt is not valid UTF-8", *chat, "a\udcff")
+    told = [*chat, "a", "--beams", "2"]
     about = workdir / "checkpoints" / "0" / "about" / "metadata"
     stored = json.loads(about.read_text())
+    stored["huggingface"] |= {"generation": {"eos_token_id": [2, 3]}, "chat_template": TEMPLATE}
+    about.write_text(json.dumps(stored))
+    refuses("--beams: any of 2 tokens ends a turn", *told)
+    refuses("a message spells '</s>', with which the template marks turns", *chat, "a</s>b")
     for template, message in {
         "{% if %}": "chat template is broken at line 1",
         "{{ messages[9].content.x }}": "chat template fails on these messages (UndefinedError",
@@ -66,18 +72,33 @@ def test_an_encoder_decoder_writes_what_it_is_asked_to(case, tmp_path):
     workdir = converted(case, tmp_path, pad_token="<unk>")
     restored = restore.restore(workdir, meshes.make())
     came, task = restored.about["huggingface"]["generation"], restored.about["config"]["task"]
-    assert task["start"] == came["decoder_start_token_id"] and task["forbidden"] == [restored.tokenizer.pad]
+    assert task["start"] == came["decoder_start_token_id"] and task["forbidden"] == [came["pad_token_id"]]
     assert task["forced_first"] == came.get("forced_bos_token_id", -1)
     ids = [*restored.tokenizer.encode("abc"), restored.tokenizer.eos]
-    rules = {"start": task["start"], "forbidden": (restored.tokenizer.pad,), "end": restored.tokenizer.eos}
+    rules = {"start": task["start"], "forbidden": task["forbidden"], "end": restored.tokenizer.eos}
     rules |= {"forced_first": came["forced_bos_token_id"]} if "forced_bos_token_id" in came else {}
     (found,) = beam.search(restored.model, restored.params, [ids], max_tokens=5, beams=3, n_best=2, **rules)
     lines = said(workdir, "--prompt", "abc", "--beams", "3", "--n_best", "2").splitlines()
     assert lines == [f"{h.score:.3f}  {restored.tokenizer.decode(h.tokens)}" for h in found]
     batch = said(workdir, "--prompt", "abc", "--prompt", "c", "--beams", "3").split("---")
     assert len(batch) == 3 and batch[1].split("\n")[1] == lines[0].split("  ", 1)[1]
-    drawn = said(workdir, "--prompt", "abc")
-    assert drawn != "abc" and "abc" not in drawn[:3]
+    (greedy,) = beam.search(restored.model, restored.params, [ids], max_tokens=5, beams=1, **rules)
+    assert said(workdir, "--prompt", "abc") == restored.tokenizer.decode(greedy[0].tokens) + "\n"
+    assert greedy[0].tokens and restored.tokenizer.decode(greedy[0].tokens)
+    assert said(workdir, "--prompt", "abc", "--prompt", "abc").count(restored.tokenizer.decode(greedy[0].tokens)) == 2
+    refuses("the prompt is not valid UTF-8", "generate", "--workdir", workdir, "--prompt", "a\udcff")
+
+
+def test_padding_that_is_the_end_is_not_forbidden(tmp_path):
+    workdir = converted("bart", tmp_path)
+    restored = restore.restore(workdir, meshes.make())
+    task = restored.about["config"]["task"]
+    assert restored.tokenizer.pad == restored.tokenizer.eos not in task["forbidden"]
+
+
+def test_names_and_tags_that_templates_of_hugging_face_use():
+    template = "{% if tools is not none %}T{% endif %}{% generation %}{{ messages | tojson }}{% endgeneration %}"
+    assert chat.render(template, [{"role": "user", "content": "<é>"}], {}) == '[{"role": "user", "content": "<é>"}]'
 
 
 def test_models_that_write_nothing(tmp_path):

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from fastlm import tasks
+from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks.masked_language_modeling import CHOICES, fill
 from fastlm.training import restore
@@ -60,7 +62,29 @@ def test_spans_stand_in_their_context(tmp_path):
     refuses(
         "must be a JSON object with question, context", "predict", "--workdir", workdir, "--row", '{"context": "a"}'
     )
+    refuses("'context' must be a text", "predict", "--workdir", workdir, "--row", '{"question": "a", "context": null}')
     refuses("is no JSON", "predict", "--workdir", workdir, "--row", "{")
+
+
+def test_an_encoder_decoder_writes_for_each_row(tmp_path):
+    workdir = converted("bart", tmp_path)
+    one, other = answers(workdir, "--row", '{"source": "abc"}', "--text", "a cab")
+    assert [one["source"], other["source"]] == ["a cab", "abc"]
+    restored = restore.restore(workdir, meshes.make())
+    kind = tasks.make_kind(restored.about["config"]["task"])
+    writing = kind.writing(restored.model.cfg, restored.tokenizer)
+    most = restored.model.cfg.max_length - 1
+    found = beam.search(
+        restored.model,
+        restored.params,
+        [writing.read("abc")],
+        max_tokens=most,
+        beams=kind.beams,
+        start=writing.start,
+        end=2,
+        **writing.rules,
+    )
+    assert other["said"] == restored.tokenizer.decode(found[0][0].tokens)
 
 
 def test_words_for_holes(tmp_path):
@@ -90,3 +114,4 @@ def test_what_answers_nothing(tmp_path):
     workdir = converted("llama", tmp_path)
     refuses("continues texts and answers none", "predict", "--workdir", workdir, "--text", "a")
     refuses("nothing to read, or too much", "predict", "--workdir", workdir)
+    refuses("the text is not valid UTF-8", "predict", "--workdir", workdir, "--text", "a\udcff")

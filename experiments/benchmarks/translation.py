@@ -5,8 +5,9 @@
 
 The first command trains ours; the second has PyTorch train on exactly the same batches, in the same order, with the
 same schedule, AdamW, dropout, label smoothing and clipping, writes the test translations of both greedily and
-scores them with the same code; then the two take turns at training steps, in processes of their own. Both start
-from normal weights of the same spread, but not from the same numbers. `--speed-only` leaves out the training.
+scores them with the same code, the difference by a paired bootstrap; then the two take turns at training steps, in
+processes of their own. Both start from normal weights of the same spread (projections into the residual stream
+smaller), but not from the same numbers. `--speed-only` leaves out the training.
 PyTorch's training is resumable: it saves itself in `--folder` every 100 steps. About an hour on 2 cores.
 """
 
@@ -55,6 +56,9 @@ def torch_model(shape: dict[str, Any]) -> Any:
             for weight in self.parameters():
                 if weight.dim() > 1:
                     nn.init.normal_(weight, std=shape["init_scale"])
+            for name, weight in self.named_parameters():
+                if name.endswith(("out_proj.weight", "linear2.weight")):
+                    weight.data.mul_(shape["residual_scale"])
             self.drop = nn.Dropout(shape["dropout"])
             places = torch.arange(shape["longest"])[:, None]
             rates = torch.exp(-np.log(10_000.0) * torch.arange(0, width, 2) / width)
@@ -227,6 +231,7 @@ def prepare(folder: Path) -> None:
         "feed_forward": cfg.feed_forward_width,
         "dropout": cfg.dropout,
         "init_scale": cfg.init_scale,
+        "residual_scale": cfg.layer(0).residual_init_scale / cfg.init_scale,
         "longest": cfg.max_length,
         "longest_target": experiment.data.length,
         "label_smoothing": kind.label_smoothing,
@@ -273,10 +278,11 @@ def compare(folder: Path, workdir: str) -> None:
     wanted = [kind.texts(row)[1] for row in rows]
     said = {"fastlm": kind.write(trained, rows, data, 64)}
     said["torch"] = [restored.tokenizer.decode(row) for row in json.loads((folder / "written.json").read_text())]
-    for name, texts in said.items():
-        print(
-            f"{name}: BLEU {text_scores.bleu(texts, wanted).estimate}, chrF {text_scores.chrf(texts, wanted).estimate}"
-        )
+    for metric in (text_scores.bleu, text_scores.chrf):
+        scores = {name: metric(texts, wanted) for name, texts in said.items()}
+        difference = text_scores.compare(scores["fastlm"], scores["torch"])
+        print(", ".join(f"{metric.__name__} of {name} {score.estimate}" for name, score in scores.items()))
+        print(f"  fastlm - torch: {difference}, p = {difference.p_value:.3f}")
     for i in range(0, len(rows), len(rows) // 5):
         print(json.dumps({"wanted": wanted[i]} | {name: texts[i] for name, texts in said.items()}, ensure_ascii=False))
 
@@ -315,7 +321,7 @@ def speed(folder: Path, torch_python: str, turns: int, steps: int) -> None:
 def main() -> None:
     """Reads the flags and runs the parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", help="interpreter that can import torch")
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that can import torch")
     parser.add_argument("--workdir", default="runs/translate_transformer", help="the finished run of ours")
     parser.add_argument("--folder", default="runs/translate_torch", help="where PyTorch's part is kept")
     parser.add_argument("--speed-only", action="store_true")

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fastlm.data.tokenizers import StreamDecoder, Tokenizer
+from fastlm.data.tokenizers.base import check_text
 from fastlm.decoding import inputs
 from fastlm.decoding import rules as token_rules
 from fastlm.decoding.rules import NEGATIVE, Rules
@@ -150,10 +151,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     Raises:
       UserError: the prompt is not text (bytes of a command line that are no UTF-8).
     """
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid UTF-8 at character {error.start}; convert it") from None
+    check_text(prompt, "the prompt")
     start = [] if tokenizer.bos is None else [tokenizer.bos]
     return start + [int(i) for i in tokenizer.encode(prompt)]
 
@@ -167,9 +165,16 @@ def text_of(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
     return "".join(map(decoder.push, tokens)) + decoder.finish()
 
 
-def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], ends: Collection[int] = ()) -> Iterator[str]:
-    """Yields the text of the first row chunk by chunk, in whole characters, up to its end token or one of `ends`."""
-    decoder, ends = StreamDecoder(tokenizer), {tokenizer.eos, *ends}
+def stream(
+    tokenizer: Tokenizer, chunks: Iterable[np.ndarray], ends: Collection[int] | None = None, whole: bool = False
+) -> Iterator[str]:
+    """Yields the text of the first row chunk by chunk, in whole characters, up to the first of `ends`.
+
+    Args:
+      ends: tokens that end it; None for the tokenizer's.
+      whole: whether it stands for itself, and does not go on from a prompt; see `StreamDecoder`.
+    """
+    decoder, ends = StreamDecoder(tokenizer, whole), {tokenizer.eos} if ends is None else ends
     for chunk in chunks:
         tokens = chunk[0].tolist()
         before = list(itertools.takewhile(lambda token: token not in ends, tokens))

@@ -77,6 +77,18 @@ class TaskKind(ABC):
             )
         return dataclasses.replace(cfg, head=self.head)
 
+    def check(self, cfg: ModelConfig) -> None:
+        """Checks that a restored model is one of this task.
+
+        Raises:
+          UserError: another family or head; a model from elsewhere may have none that any task reads.
+        """
+        if cfg.family not in self.families or cfg.head != self.head:
+            raise UserError(
+                f"the model is of family '{cfg.family}' with head '{cfg.head}', but its task needs "
+                f"{' or '.join(self.families)} with head '{self.head}'; convert it with --head, or fine-tune it"
+            )
+
     @abstractmethod
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""

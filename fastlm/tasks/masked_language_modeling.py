@@ -26,6 +26,7 @@ from fastlm.decoding.inputs import bucket
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, abstract
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.parallel.rules import constrain
 from fastlm.tasks.kind import TextKind, Trained
 from fastlm.tasks.rows import special_tokens
 from fastlm.tasks.task import Batch, Task
@@ -83,14 +84,12 @@ def fill(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> dict[str
     if HOLE not in text:
         raise UserError(f"{text[:40]!r} has no {HOLE} to fill; write one where a word is missing")
     start, end = special_tokens(tokenizer)
-    parts, mask = [tokenizer.encode(part) for part in text.split(HOLE)], [mask_token(tokenizer)]
-    inner = np.concatenate([parts[0], *(np.concatenate([mask, part]) for part in parts[1:])])
-    tokens = np.concatenate([start, inner, end]).astype(np.int32)
+    tokens = np.concatenate([start, _with_holes(tokenizer, text), end]).astype(np.int32)
     if len(tokens) > model.cfg.max_length:
         raise UserError(f"{text[:40]!r} has {len(tokens)} tokens, the model's context {model.cfg.max_length}; cut it")
     padded = np.zeros((1, bucket(len(tokens))), np.int32)
     padded[0, : len(tokens)] = tokens
-    places = np.flatnonzero(tokens == mask[0])
+    places = np.flatnonzero(tokens == mask_token(tokenizer))
     chances, words = _likeliest(model, params, padded, np.arange(padded.shape[1])[None] < len(tokens), places)
     holes = [
         [{"word": tokenizer.decode([word]).strip(), "probability": float(chance)} for chance, word in zip(*hole)]
@@ -99,10 +98,23 @@ def fill(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> dict[str
     return {"text": text, "said": holes}
 
 
+def _with_holes(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    own = tokenizer.special("mask")
+    if own is not None:  # its tokenizer knows what becomes of the spaces around it
+        spelling = next(marker for marker in tokenizer.markers() if tokenizer.encode_marked(marker).tolist() == [own])
+        for marker in tokenizer.markers():
+            if marker in text.replace(HOLE, ""):
+                raise UserError(f"the text spells {marker!r}, which is no text for this model; write it otherwise")
+        return tokenizer.encode_marked(text.replace(HOLE, spelling))
+    first, *rest = (tokenizer.encode(part) for part in text.split(HOLE))
+    return np.concatenate([first, *(np.concatenate([[mask_token(tokenizer)], part]) for part in rest)])
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _likeliest(model: Model, params: Any, tokens: Array, real: Array, places: Array) -> tuple[Array, Array]:
     hidden, _ = model.features(params, tokens, segment_ids=real.astype(jnp.int32))
-    return jax.lax.top_k(jax.nn.softmax(model.head(params, hidden[0, places])), CHOICES)
+    found = jax.lax.top_k(jax.nn.softmax(model.head(params, hidden[0, places])), CHOICES)
+    return tuple(constrain(x, (None, None)) for x in found)  # whole on every process
 
 
 def mask_token(tokenizer: Tokenizer) -> int:

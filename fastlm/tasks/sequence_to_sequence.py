@@ -215,7 +215,9 @@ class SequenceToSequence(RowsKind):
                 trained.weights["model"],
                 [inputs[i] for i in chosen],
                 beams=self.beams,
-                max_tokens=data.length if pair else data.length - max(len(inputs[i]) for i in chosen),
+                max_tokens=min(data.length, model.cfg.max_length - 1)
+                if pair
+                else data.length - max(len(inputs[i]) for i in chosen),
                 length_penalty=self.length_penalty,
                 end=tokenizer.eos,
                 start=writing.start,

@@ -143,7 +143,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         mesh=mesh,
         train_batches=functools.partial(_naming_data(kind.train_batches), cfg, tokenizer, data, seed),
         eval_batches=eval_batches,
-        origin={} if start is None else start.origin,
+        origin=start.origin if start is not None and tokenizer is start.tokenizer else {},
         initial_params=None if start is None else functools.partial(start.params, cfg, mesh, seed),
         **chosen,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from fastlm.models.weight_files import open_weights, write_safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "huggingface"
-WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "\u2581"]
+WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "\u2581", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"]
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())
 
 

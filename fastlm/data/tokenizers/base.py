@@ -25,7 +25,10 @@ class Tokenizer(ABC):
       bos: Id that opens a document, or None.
       eos: Id that ends one.
       pad: Id that fills rows; may equal `eos`.
+      opens_with_space: Whether the first word of a text has a space in its token, which is not in the text.
     """
+
+    opens_with_space = False
 
     def __init__(self, pieces: Sequence[bytes], *, bos: int | None, eos: int, pad: int) -> None:
         self.pieces = tuple(pieces)
@@ -65,7 +68,8 @@ class Tokenizer(ABC):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; broken UTF-8 at either end becomes U+FFFD, specials and ids beyond V nothing."""
-        return b"".join(self._piece(int(token)) for token in ids).decode("utf-8", errors="replace")
+        text = b"".join(self._piece(int(token)) for token in ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.opens_with_space else text
 
     def _piece(self, token: int) -> bytes:
         # A model may have its vocabulary padded to a multiple, so ids beyond V are possible.
@@ -85,7 +89,7 @@ class Tokenizer(ABC):
         raise UserError("this tokenizer has no special tokens that a text can spell; take a model with a chat template")
 
     def markers(self) -> list[str]:
-        """Returns how `encode_marked` wants special tokens spelled."""
+        """Returns the texts of which `encode_marked` makes one token each, whatever stands around them."""
         return []
 
     @abstractmethod
@@ -94,19 +98,38 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Decodes tokens one by one and holds back the bytes of unfinished characters."""
+    """Decodes tokens one by one and holds back the bytes of unfinished characters.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    With `whole`, the pieces join to what `Tokenizer.decode` gives; without, they go on from a text before them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, whole: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._opening = whole and tokenizer.opens_with_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """Returns the characters that `token` completes, often one word, sometimes nothing."""
-        return self._decoder.decode(self._tokenizer._piece(int(token)))
+        text = self._decoder.decode(self._tokenizer._piece(int(token)))
+        if self._opening and text:
+            self._opening, text = False, text.removeprefix(" ")
+        return text
 
     def finish(self) -> str:
         """Returns what is still held back, as U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+
+def check_text(text: str, what: str) -> None:
+    """Checks that a text is one (command lines may hold bytes that are no UTF-8).
+
+    Raises:
+      UserError: it is not, at which character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} is not valid UTF-8 at character {error.start}; convert it") from None
 
 
 def existing_file(path: str, kind: str, name: str) -> Path:

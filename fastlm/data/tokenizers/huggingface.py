@@ -7,7 +7,7 @@ out: the library's clean-up of spaces when it decodes.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._library.no_padding()
         self._library.encode_special_tokens = True  # text is text, even if it spells a special token
         self._library.post_processor = None  # adds special tokens, which we do not ask for, and trims offsets
-        self._spaces_are_text = _is_byte_level(self._library)
+        self.opens_with_space = not _is_byte_level(self._library)
         ids = [*self._library.get_vocab(with_added_tokens=True).values(), eos, pad, -1 if bos is None else bos]
         super().__init__(_token_pieces(self._library, max(ids) + 1), bos=bos, eos=eos, pad=pad)
 
@@ -51,11 +51,6 @@ class HuggingFaceTokenizer(Tokenizer):
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; where words open with a space of the tokenizer's own, without the first."""
-        text = super().decode(ids)
-        return text if self._spaces_are_text else text.removeprefix(" ")
-
     def special(self, role: str) -> int | None:
         """Returns the id of the token with the usual name for `role`."""
         return next((token for name in _ROLES[role] if (token := self._library.token_to_id(name)) is not None), None)
@@ -69,8 +64,8 @@ class HuggingFaceTokenizer(Tokenizer):
             self._library.encode_special_tokens = True
 
     def markers(self) -> list[str]:
-        """Returns the special tokens' spellings."""
-        return [entry.content for entry in self._library.get_added_tokens_decoder().values() if entry.special]
+        """Returns the added tokens' spellings."""
+        return [entry.content for entry in self._library.get_added_tokens_decoder().values()]
 
     def to_json(self) -> str:
         """Returns the model and the special ids."""

@@ -6,7 +6,7 @@ normalises text and puts a space before the first word, so byte counts are those
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from fastlm.errors import UserError
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model."""
+
+    opens_with_space = True
 
     def __init__(self, model: bytes) -> None:
         """Builds it from the bytes of a `.model` file.
@@ -54,10 +56,6 @@ class SentencePieceTokenizer(Tokenizer):
         following = np.minimum.accumulate(np.where(empty, len(places), order)[::-1])[::-1]
         ends = np.append(places[:, 1], len(text))[following].astype(np.int32)
         return np.array(found["ids"], np.int32), places[:, 0], ends
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids` without the space SentencePiece puts before the first word."""
-        return super().decode(ids).removeprefix(" ")
 
     def to_json(self) -> str:
         """Returns the model in base64."""
