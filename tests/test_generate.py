@@ -67,9 +67,16 @@ def test_chats_that_cannot_be(tmp_path):
         refuses(message, *chat, "a")
 
 
-@pytest.mark.parametrize("case", ["t5", "bart"])
-def test_an_encoder_decoder_writes_what_it_is_asked_to(case, tmp_path):
-    workdir = converted(case, tmp_path, pad_token="<unk>")
+@pytest.mark.parametrize("case", ["t5", "marian"])
+def test_how_a_model_from_elsewhere_begins_and_what_it_may_write(case, tmp_path):
+    restored = restore.restore(converted(case, tmp_path, pad_token="<unk>"), meshes.make())
+    came, task = restored.about["huggingface"]["generation"], restored.about["config"]["task"]
+    assert (task["start"], task["forced_first"]) == (came["decoder_start_token_id"], -1)
+    assert task["forbidden"] == [came["pad_token_id"]]
+
+
+def test_an_encoder_decoder_writes_what_it_is_asked_to(tmp_path):
+    workdir = converted("bart", tmp_path, pad_token="<unk>")
     restored = restore.restore(workdir, meshes.make())
     came, task = restored.about["huggingface"]["generation"], restored.about["config"]["task"]
     assert task["start"] == came["decoder_start_token_id"] and task["forbidden"] == [came["pad_token_id"]]

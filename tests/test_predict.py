@@ -19,9 +19,9 @@ def leave_no_mesh(no_mesh):
     pass
 
 
-def converted(case, path, **configuration):
+def converted(case, path, *arguments, **configuration):
     folder = with_tokenizer(copied(case, path / case), configuration)
-    outcome = call("convert", "--from", folder, "--to", path / "run")
+    outcome = call("convert", "--from", folder, "--to", path / "run", *arguments)
     assert outcome.status == 0, outcome.err
     return path / "run"
 
@@ -67,7 +67,7 @@ def test_spans_stand_in_their_context(tmp_path):
 
 
 def test_an_encoder_decoder_writes_for_each_row(tmp_path):
-    workdir = converted("bart", tmp_path)
+    workdir = converted("marian", tmp_path, "--max_length", "16")
     one, other = answers(workdir, "--row", '{"source": "abc"}', "--text", "a cab")
     assert [one["source"], other["source"]] == ["a cab", "abc"]
     restored = restore.restore(workdir, meshes.make())
