@@ -21,7 +21,7 @@ from fastlm.models import Compute, ModelConfig
 from fastlm.parallel import mesh
 from fastlm.tasks import KINDS
 from fastlm.tasks.language_modeling import LanguageModeling
-from fastlm.tasks.rows import RowsKind
+from fastlm.tasks.rows import RowsKind, default_buckets
 from fastlm.training import build, initial, loop, optimizers, schedules, settings
 
 ROOT = Path(__file__).parent.parent
