@@ -1,6 +1,7 @@
 """Starting from a trained model: what is taken over, what is new, what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +71,14 @@ def test_a_run_goes_on_from_another(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
     tiny_config["training"]["steps"] = 4
     first = loop.run(build.build(tiny_config, tmp_path / "first"), say=lambda text: None)
+    about = tmp_path / "first" / "checkpoints" / "4" / "about" / "metadata"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"huggingface": {"chat_template": "a"}}))
     second = {**tiny_config, "init": {"source": str(tmp_path / "first"), "step": ""}, "model": {"dropout": 0.1}}
     second["tokenizer"] = {"kind": "bpe", "path": "", "vocab_size": 4096}  # not used: the model brings its own
     experiment = build.build(second, tmp_path / "second")
     assert experiment.tokenizer.to_json() == build.build(tiny_config, tmp_path / "first").tokenizer.to_json()
     assert (experiment.model.cfg.dropout, experiment.model.cfg.layers) == (0.1, 1)
+    assert loop.describe(experiment)["huggingface"] == {"chat_template": "a"}, "what it came with stays with it"
     run = loop.Run(experiment)
     for path, leaf in flatten(run.state.params).items():
         np.testing.assert_array_equal(leaf, flatten(first.state.params)[path])
