@@ -5,7 +5,8 @@
 
 Hardware: any CPU; made for 2 cores. Time and what it reaches: see experiments/RESULTS.md; saying the first span of the
 kind that is asked for is right 28% of the time. SQuAD, once TFDS has prepared it:
---config.data.sources="(('squad', 1.0),)" --config.task.answer=answers/text --config.task.answer_start=answers/answer_start
+--config.data.sources="(('squad', 1.0),)" --config.task.answer=answers/text
+--config.task.answer_start=answers/answer_start
 """
 
 from ml_collections import ConfigDict
