@@ -19,7 +19,7 @@ def get_config():
     config.data.update(sources=(("python_docstrings", 1.0),), length=512, buckets=(128, 256, 512), batch_size=16)
     config.optimizer.update(name="muon", weight_decay=0.05)
     config.schedule.update(name="linear", peak=0.001, warmup=0.05, final=0.0)
-    config.training.update(steps=1000, accumulation=4)
-    config.evaluation.update(every=100, batches=0, overlap=0)
+    config.training.update(steps=300, accumulation=4)
+    config.evaluation.update(every=50, batches=0, overlap=0)
     config.checkpoint.every = 100
     return config

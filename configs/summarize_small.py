@@ -25,4 +25,6 @@ def get_config():
         }
     )
     config.data.source_length = 384
+    config.training.steps = 600
+    config.evaluation.every = 100
     return config

@@ -8,6 +8,7 @@ the argument to `get_config`. Only warnings of the libraries are shown; `--verbo
 
 import ast
 import contextlib
+import dataclasses
 import errno
 import importlib.util
 import inspect
@@ -29,6 +30,7 @@ from ml_collections import ConfigDict
 from fastlm.errors import UserError, exit_on_user_error, nearest
 from fastlm.parallel import multihost
 from fastlm.parallel.allocator import keep_freed_memory
+from fastlm.tasks import KINDS
 
 PREFIX = "--config."
 
@@ -148,9 +150,22 @@ def load_config(path: str, changes: list[str]) -> dict[str, Any]:
         here = sorted(str(p) for p in Path(file).parent.glob("*.py")) if Path(file).parent.is_dir() else []
         raise UserError(f"--config: no file {file}{nearest(file, here)}")
     config = _run_config(file, argument)
+    for change in changes:  # first, because it decides which keys there are
+        if change.startswith("task.name=") and "task" in config:
+            config.task = ConfigDict({"name": change.partition("=")[2]})
+    if "task" in config:
+        _complete_task(config.task)
     for change in changes:
         override(config, change)
     return config.to_dict()
+
+
+def _complete_task(section: ConfigDict) -> None:
+    """Adds the defaults of the kind that a task section names, so that they can be overridden too."""
+    kind = KINDS.get(section.get("name", "language_modeling"))
+    for field in dataclasses.fields(kind) if kind else ():  # an unknown name is an error where the kind is made
+        if field.name not in section:
+            section[field.name] = field.default
 
 
 def _run_config(file: str, argument: str) -> ConfigDict:

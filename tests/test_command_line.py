@@ -19,7 +19,7 @@ from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig
 from fastlm.parallel import mesh
-from fastlm.tasks import KINDS
+from fastlm.tasks import KINDS, make_kind
 from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.tasks.rows import RowsKind, default_buckets
 from fastlm.training import build, initial, loop, optimizers, schedules, settings
@@ -96,6 +96,17 @@ def test_values_are_read_as_they_are_meant(path, text, value):
 @given(st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.tuples(st.integers(), st.text())))
 def test_what_python_prints_is_read_back(value):
     assert changed("model.heads", repr(value)) == value
+
+
+def test_every_key_of_a_task_can_be_overridden_and_another_task_named():
+    path = str(ROOT / "configs" / "translate_small.py")
+    assert command_line.load_config(path, ["task.beams=2"])["task"]["beams"] == 2
+    task = command_line.load_config(path, ["task.label=era", "task.name=classification"])["task"]
+    assert (task["name"], task["label"]) == ("classification", "era") and "beams" not in task
+    with pytest.raises(UserError, match="config.task has no 'labl'; did you mean 'label'"):
+        command_line.load_config(path, ["task.name=classification", "task.labl=era"])
+    with pytest.raises(UserError, match="unknown 'clasification'; did you mean 'classification'"):
+        make_kind(command_line.load_config(path, ["task.name=clasification"])["task"])
 
 
 def test_overrides_are_told_apart_from_flags():
