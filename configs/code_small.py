@@ -3,7 +3,8 @@
     launch/local.sh -m fastlm.train --config configs/lm_code.py
     launch/local.sh -m fastlm.train --config configs/code_small.py
 
-Hardware: any CPU; made for 2 cores. Time and what it reaches: see experiments/RESULTS.md.
+Hardware: any CPU; made for 2 cores. Time: about 5 minutes there. Reaches: chrF 9.1 (the most frequent body: 3.9),
+84% compile; too small a model to do what is asked.
 """
 
 from ml_collections import ConfigDict

@@ -15,6 +15,7 @@ from absl import flags
 from fastlm import command_line
 from fastlm.decoding import sample
 from fastlm.parallel import multihost
+from fastlm.tasks.language_modeling import LanguageModeling
 from fastlm.training import build, loop, workdir_files
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config(); override with --config.section.key=value")
@@ -79,7 +80,7 @@ def _report(experiment: build.Experiment, result: loop.Result, texts: list[str],
     if result.metrics:
         print(f"\n{experiment.evaluation.final_split or experiment.evaluation.split}: {_scores(result.metrics)}")
     print(f"saved in {experiment.workdir}: checkpoints/, metrics.jsonl, tensorboard/, config.json, result.json")
-    language_model = experiment.model.cfg.family == "decoder" and experiment.model.cfg.head == "language_model"
+    language_model = isinstance(experiment.kind, LanguageModeling)
     follow = "generate" if language_model else "evaluate"
     more = " --prompt 'Fellow citizens'" if language_model else " --outputs 5"
     print(f"next: launch/local.sh -m fastlm.{follow} --workdir {experiment.workdir}{more}", flush=True)
