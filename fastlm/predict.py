@@ -12,13 +12,14 @@ head, an embedding.
 
 import dataclasses
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from fastlm import command_line, configuration, tasks
 from fastlm.data.settings import Data, Evaluation
@@ -45,7 +46,7 @@ FILES = ("jsonl", "tsv", "csv", "text")
 
 def main() -> None:
     """Restores, reads, prints."""
-    logging.set_verbosity(logging.WARNING)  # what is prepared for a handful of rows is nobody's business
+    logging.getLogger("fastlm").setLevel(logging.WARNING)  # how a handful of rows is prepared is nobody's business
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
