@@ -3,7 +3,8 @@
     launch/local.sh -m fastlm.train --config configs/lm_code.py
     launch/local.sh -m fastlm.train --config configs/summarize_small.py
 
-Hardware: any CPU; made for 2 cores. Time and what it reaches: see experiments/RESULTS.md. Other texts to shorten:
+Hardware: any CPU; made for 2 cores. Time: about 12 minutes there. Reaches: ROUGE-1 0.197 (the function's name: 0.143).
+Other texts to shorten:
 --config.data.sources="(('jsonl:mine.jsonl', 1.0),)" --config.task.source=article --config.task.target=headline
 """
 
