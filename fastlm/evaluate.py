@@ -12,7 +12,7 @@ import json
 import jax
 from absl import flags
 
-from fastlm import command_line, configuration, tasks
+from fastlm import command_line, configuration
 from fastlm.data.settings import Data, Evaluation
 from fastlm.decoding.sample import Sampling
 from fastlm.errors import UserError
@@ -21,7 +21,7 @@ from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
 from fastlm.tasks import code_generation
 from fastlm.tasks.code_generation import Attempts
-from fastlm.tasks.kind import Scored, Trained
+from fastlm.tasks.kind import Scored
 from fastlm.training import restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
@@ -86,11 +86,8 @@ def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> Scored:
     )
     user_files = SOURCE.value and SOURCE.value[0].partition(":")[0] in USER_FILES
     split = SPLIT.value or ("all" if user_files else evaluation.final_split or "test")
-    kind = tasks.make_kind(config.get("task", {}))
-    kind.check(restored.model.cfg)
-    task = kind.make(restored.model, restored.tokenizer)
-    trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
-    return kind.score(trained, data, evaluation, split, BATCHES.value)
+    kind = restored.kind()
+    return kind.score(restored.trained(kind, mesh), data, evaluation, split, BATCHES.value)
 
 
 def read_problems() -> list[Problem]:
@@ -108,16 +105,13 @@ def read_problems() -> list[Problem]:
 
 def solve(restored: restore.Restored, mesh: jax.sharding.Mesh, problems: list[Problem]) -> Scored:
     """Has the model write solutions, and runs their tests."""
-    kind = tasks.make_kind(restored.about["config"].get("task", {}))
-    kind.check(restored.model.cfg)
+    kind = restored.kind()
     writing = kind.writing(restored.model.cfg, restored.tokenizer)
     if writing.start is not None:
         raise UserError("--problems: only a decoder continues the header of a function")
     how = Sampling(temperature=TEMPERATURE.value, top_p=0.95)
     attempts = Attempts(SAMPLES.value, how, SEED.value, batch_size=BATCH_SIZE.value)
-    task = kind.make(restored.model, restored.tokenizer)
-    trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
-    return code_generation.solve(trained, writing, problems, attempts)
+    return code_generation.solve(restored.trained(kind, mesh), writing, problems, attempts)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from fastlm import command_line, tasks
+from fastlm import command_line
 from fastlm.data import chat
 from fastlm.data.tokenizers.base import check_text
 from fastlm.decoding import beam, sample
@@ -114,9 +114,7 @@ def search(
 
 def task_writing(restored: restore.Restored) -> Writing:
     """Returns how the task that the model was trained for writes."""
-    kind = tasks.make_kind(restored.about["config"].get("task", {}))
-    kind.check(restored.model.cfg)
-    return kind.writing(restored.model.cfg, restored.tokenizer)
+    return restored.kind().writing(restored.model.cfg, restored.tokenizer)
 
 
 def chatting(restored: restore.Restored) -> Writing:

@@ -21,13 +21,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from fastlm import command_line, configuration, tasks
+from fastlm import command_line, configuration
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers.base import check_text
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
-from fastlm.tasks.kind import TaskKind, Trained
+from fastlm.tasks.kind import TaskKind
 from fastlm.tasks.rows import RowsKind
 from fastlm.training import restore
 
@@ -50,14 +50,11 @@ def main() -> None:
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
-    config = restored.about["config"]
-    kind = tasks.make_kind(config.get("task", {}))
-    kind.check(restored.model.cfg)
+    kind = restored.kind()
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     evaluation = Evaluation(batch_size=-(-max(1, BATCH_SIZE.value) // devices) * devices)
-    task = kind.make(restored.model, restored.tokenizer)
-    trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
-    data = configuration.make(Data, "data", config["data"])
+    trained = restored.trained(kind, mesh)
+    data = configuration.make(Data, "data", restored.about["config"]["data"])
     with asked(kind) as (source, split, folder):
         data = dataclasses.replace(data, sources=((source, 1.0),), data_dir=folder or data.data_dir)
         answers = kind.answers(trained, data, evaluation, split)

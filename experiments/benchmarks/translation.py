@@ -260,23 +260,20 @@ def compare(folder: Path, workdir: str) -> None:
     """Prints BLEU and chrF of both on the test split, with the error of their difference."""
     import jax
 
-    from fastlm import configuration, tasks
+    from fastlm import configuration
     from fastlm.data.settings import Data
     from fastlm.measurement import text_scores
     from fastlm.parallel import mesh as meshes
-    from fastlm.tasks.kind import Trained
     from fastlm.training import restore
 
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(workdir, mesh)
     config = restored.about["config"]
-    kind, data = tasks.make_kind(config["task"]), configuration.make(Data, "data", config["data"])
-    task = kind.make(restored.model, restored.tokenizer)
-    trained = Trained(restored.model, task, {"model": restored.params}, restored.tokenizer, mesh)
+    kind, data = restored.kind(), configuration.make(Data, "data", config["data"])
     rows = list(kind.load(data, config["evaluation"]["final_split"])[0][0])
     wanted = [kind.texts(row)[1] for row in rows]
-    said = {"fastlm": kind.write(trained, rows, data, 64)}
+    said = {"fastlm": kind.write(restored.trained(kind, mesh), rows, data, 64)}
     said["torch"] = [restored.tokenizer.decode(row) for row in json.loads((folder / "written.json").read_text())]
     for metric in (text_scores.bleu, text_scores.chrf):
         scores = {name: metric(texts, wanted) for name, texts in said.items()}

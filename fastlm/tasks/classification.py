@@ -19,10 +19,10 @@ from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError, nearest
 from fastlm.measurement import classification_scores
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import Joiner, predictions, rows_by_record
-from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.task import Batch, Task, of_model
 from fastlm.tasks.texts import TextsKind, text_logits
 
 MOST_LABELS = 1000
@@ -151,12 +151,11 @@ def make(model: Model, label_smoothing: float = 0.0) -> Task:
         del constants
         return {"logits": text_logits(model, weights, batch, None)}
 
-    return Task(
-        init=lambda rng, model_params: {"model": model_params},
+    return of_model(
+        model.cfg,
         loss=loss,
         summarize=summarize,
         predict=predict,
-        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
     )
 
 

@@ -18,10 +18,10 @@ from fastlm.data.examples import Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import Joiner, RowsKind, predictions, rows_by_record, segments
-from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.task import Batch, Task, of_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +70,11 @@ class Embedding(RowsKind):
             pooled = model.pool(hidden, real).astype(jnp.float32)
             return {"embedding": pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)}
 
-        return Task(
-            init=lambda rng, model_params: {"model": model_params},
+        return of_model(
+            model.cfg,
             loss=loss,
             summarize=dict,
             predict=predict,
-            axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
         )
 
     def say(

@@ -15,10 +15,10 @@ from jaxtyping import Array
 
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.tasks.kind import TextKind
-from fastlm.tasks.task import Task
+from fastlm.tasks.task import Task, of_model
 from fastlm.tasks.writing import Writing, continuing
 
 
@@ -96,13 +96,12 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
         text_bytes = jnp.take(constants["token_bytes"], batch["targets"], mode="clip")
         return {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask, "bytes": text_bytes * mask}
 
-    return Task(
-        init=lambda rng, model_params: {"model": model_params},
+    return of_model(
+        model.cfg,
         loss=loss,
         summarize=summarize,
         predict=predict,
         constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},
-        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
     )
 
 

@@ -24,12 +24,12 @@ from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.decoding.inputs import bucket
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.parallel.rules import constrain
 from fastlm.tasks.kind import TextKind, Trained
 from fastlm.tasks.rows import special_tokens
-from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.task import Batch, Task, of_model
 
 HOLE = "[MASK]"  # how a person writes what is to be guessed
 CHOICES = 5
@@ -179,14 +179,13 @@ def make(model: Model, mask_id: int, special: Array, mask_share: float) -> Task:
         spread = lambda values: jnp.zeros(batch["tokens"].shape).at[rows, asked["places"]].add(values * mask)
         return {"nll": spread(scores.nll), "correct": spread(scores.correct), "tokens": spread(jnp.ones_like(mask))}
 
-    return Task(
-        init=lambda rng, model_params: {"model": model_params},
+    return of_model(
+        model.cfg,
         prepare=prepare,
         loss=loss,
         summarize=summarize,
         predict=predict,
         constants={"special": special},
-        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
     )
 
 

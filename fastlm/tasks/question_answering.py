@@ -26,12 +26,12 @@ from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
 from fastlm.measurement.answer_scores import answer_scores
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.tasks import cloze
 from fastlm.tasks.context_windows import FIRST, WHERE, ContextWindows, Window, Windowing
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import RowsKind, predictions, rows_by_record, segments, special_tokens
-from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.task import Batch, Task, of_model
 
 # Finite, so that sums and differences of what cannot be stay numbers.
 IMPOSSIBLE = -1e9
@@ -253,12 +253,11 @@ def make(model: Model, most_answer_tokens: int) -> Task:
         )
         return {"score": score - start[:, 0] - end[:, 0], "first": first, "last": last}
 
-    return Task(
-        init=lambda rng, model_params: {"model": model_params},
+    return of_model(
+        model.cfg,
         loss=loss,
         summarize=summarize,
         predict=predict,
-        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
     )
 
 

@@ -22,10 +22,10 @@ from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
 from fastlm.measurement import statistics
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import Joiner, predictions, rows_by_record
-from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.task import Batch, Task, of_model
 from fastlm.tasks.texts import TextsKind, text_logits
 
 
@@ -129,12 +129,11 @@ def make(model: Model, scale: float) -> Task:
         del constants
         return {"said": text_logits(model, weights, batch, None)[:, 0]}
 
-    return Task(
-        init=lambda rng, model_params: {"model": model_params},
+    return of_model(
+        model.cfg,
         loss=loss,
         summarize=lambda sums: summarize(sums, scale),
         predict=predict,
-        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
     )
 
 

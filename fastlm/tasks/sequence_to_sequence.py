@@ -26,12 +26,12 @@ from fastlm.data.tokenizers import Tokenizer
 from fastlm.decoding import beam, sample
 from fastlm.errors import UserError, nearest
 from fastlm.measurement import statistics, text_scores
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import RowsKind, rows_by_record, segments
 from fastlm.tasks.scoring import gather_host
-from fastlm.tasks.task import Batch, Task
+from fastlm.tasks.task import Batch, Task, of_model
 from fastlm.tasks.writing import Writing
 
 
@@ -283,13 +283,12 @@ def make(model: Model, token_bytes: np.ndarray, label_smoothing: float = 0.0) ->
         scores = chunked_scores(model.head, params, hidden, batch["targets"], chunk=model.compute.loss_chunk)
         return {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask}
 
-    return Task(
-        init=lambda rng, model_params: {"model": model_params},
+    return of_model(
+        model.cfg,
         loss=loss,
         summarize=summarize,
         predict=predict,
         constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},
-        axes={f"model/{path}": names for path, names in abstract(model.cfg)[1].items()},
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fastlm.models import ModelConfig, abstract
+
 Tree = Any
 Batch = dict[str, Array]
 
@@ -68,3 +70,9 @@ class Task:
     frozen: tuple[str, ...] = ()
     constants: Tree = dataclasses.field(default_factory=dict)
     axes: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+
+
+def of_model(cfg: ModelConfig, **parts: Any) -> Task:
+    """Returns the task of `parts` (fields of `Task`) that trains a model of `cfg` and nothing beside it."""
+    axes = {f"model/{path}": names for path, names in abstract(cfg)[1].items()}
+    return Task(init=lambda rng, model_params: {"model": model_params}, axes=axes, **parts)

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from fastlm import configuration
+from fastlm import configuration, tasks
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Compute, Model, ModelConfig, abstract
 from fastlm.parallel import rules
+from fastlm.tasks.kind import TaskKind, Trained
 from fastlm.training.checkpoints import Checkpoints
 
 
@@ -31,6 +32,21 @@ class Restored:
     tokenizer: tokenizers.Tokenizer
     about: dict[str, Any]
     step: int
+
+    def kind(self) -> TaskKind:
+        """Returns the kind of task that the model was trained for.
+
+        Raises:
+          UserError: the model is none of that task.
+        """
+        kind = tasks.make_kind(self.about["config"].get("task", {}))
+        kind.check(self.model.cfg)
+        return kind
+
+    def trained(self, kind: TaskKind, mesh: Mesh) -> Trained:
+        """Returns the model as what `kind` scores and asks."""
+        task = kind.make(self.model, self.tokenizer)
+        return Trained(self.model, task, {"model": self.params}, self.tokenizer, mesh)
 
 
 def restore(
