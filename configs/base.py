@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
             "kv_heads": 0,
             "head_dim": 0,
             "attention": "full",
+            "cross_attention": "full",
+            "softmax": "exact",
             "feed_forward": "gelu",
             "feed_forward_width": 0,
             "norm": "layer_norm",

@@ -6,6 +6,7 @@ is a `UserError` naming section, key, and the nearest valid key. Below this modu
 ConfigDict. Lists become tuples, whole numbers are accepted where fractions are meant.
 """
 
+import ast
 import contextlib
 import inspect
 import types
@@ -59,6 +60,23 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     if _accepts(hint, float) and not _accepts(hint, int) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def call(text: str, where: str) -> tuple[str, dict[str, Any]]:
+    """Reads a name with options, "local" or "local(window=64)", as (name, options).
+
+    Raises:
+      UserError: it is neither.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {str(option.arg): ast.literal_eval(option.value) for option in node.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise UserError(f"{where}: '{text}' is no name with options; write NAME or NAME(option=number, ...)")
 
 
 def at_least(section: str, settings: Any, **least: int) -> None:

@@ -6,7 +6,6 @@ few shapes are ever compiled. Where a source is padded its segment is 0, which n
 Dims: B batch, P prompt time, S source time, V vocab.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,9 +77,9 @@ def prefill(model: Model, params: Any, slots: int, inputs: Inputs) -> tuple[Cach
         memory, _ = model.encode(params, inputs.sources, segment_ids=inputs.segments)
         source_slots = inputs.sources.shape[1]
     cache = model.empty_cache(inputs.prompts.shape[0], slots, source_slots)
-    hidden, aux = model.features(params, inputs.prompts, memory=memory, cache=cache)
+    hidden, aux = model.features(params, inputs.prompts, memory=memory, cache=cache, lengths=inputs.lengths)
     last = jnp.take_along_axis(hidden, (inputs.lengths - 1)[:, None, None], axis=1)[:, 0]
-    return dataclasses.replace(aux["cache"], length=inputs.lengths), model.head(params, last)
+    return aux["cache"], model.head(params, last)
 
 
 def check_lengths(lengths: Sequence[int] | np.ndarray, max_tokens: int, context: int) -> None:

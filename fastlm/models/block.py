@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fastlm.models import attention as attention_kinds
-from fastlm.models.attention.full import FullAttention
 from fastlm.models.config import Compute, LayerConfig
 from fastlm.models.feed_forward import FeedForward
 from fastlm.models.norms import Norm
@@ -52,11 +51,13 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Any, dict[str, Any]]:
         """Returns (x, cache, captured values)."""
         cfg = self.cfg
-        keys = (None,) * 4 if rng is None else (*jax.random.split(rng, 3), jax.random.fold_in(rng, 3))
+        keys = (
+            (None,) * 5 if rng is None else (*jax.random.split(rng, 3), *(jax.random.fold_in(rng, i) for i in (3, 4)))
+        )
         own, other = cache if cfg.cross and cache is not None else (cache, None)
 
         h = self._before("attention_norm", x)
-        attend = attention_kinds.kind(cfg.attention).module(cfg, self.compute, self.capture, name="attention")
+        attend = attention_kinds.make(cfg.attention, cfg, self.compute, self.capture, name="attention")
         h, own, aux = attend(h, h, positions=positions, mask=mask, bias=bias, cache=own, rng=keys[0])
         x = self._after("attention_norm", x, h, keys[1])
 
@@ -65,8 +66,9 @@ class Block(nn.Module):
             source = None if memory is None else memory.astype(self.compute.jnp_dtype)
             # Words and their source have no common order for rotary angles to measure.
             cross = dataclasses.replace(cfg, rotary=False)
-            look = FullAttention(cross, self.compute, self.capture, name="cross_attention")
-            h, other, cross_aux = look(h, source, positions=positions, mask=memory_mask, cache=other)
+            key = "cross_attention"
+            look = attention_kinds.make(cfg.cross_attention, cross, self.compute, self.capture, key=key, name=key)
+            h, other, cross_aux = look(h, source, positions=positions, mask=memory_mask, cache=other, rng=keys[4])
             aux |= {f"cross_{name}": value for name, value in cross_aux.items()}
             x = self._after("cross_attention_norm", x, h, keys[3])
 

@@ -27,7 +27,7 @@ POOLING = ("first", "last", "mean")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 REMAT = ("none", "products", "full")
 
-_KINDS_PER_LAYER = ("attention", "feed_forward")
+_KINDS_PER_LAYER = ("attention", "cross_attention", "feed_forward")
 _SIZES_PER_LAYER = ("heads", "kv_heads", "head_dim", "feed_forward_width")
 
 
@@ -38,7 +38,10 @@ class LayerConfig:
     width: int
     causal: bool
     cross: bool
+    max_length: int
     attention: str
+    cross_attention: str
+    softmax: str
     heads: int
     kv_heads: int
     head_dim: int
@@ -79,7 +82,9 @@ class ModelConfig:
       heads, kv_heads, head_dim, feed_forward_width: N, K, H, F; a tuple gives one per layer.
       kv_heads: 0 means as many as heads. head_dim: 0 means width / heads.
       feed_forward_width: 0 means 4 x width, or 8/3 x width (to a multiple of 64) for gated kinds.
-      attention, feed_forward: a kind, or a pattern of kinds tiled over the layers.
+      attention, cross_attention, feed_forward: a kind, or a pattern of kinds tiled over the layers. Kinds of
+        attention may have options, "local(window=64)"; see `attention.KINDS`.
+      softmax: how scores become probabilities, in every kind that has any; see `ops.softmax.KINDS`.
       positions: "relative" is T5's learned bias over `relative_buckets` distances up to `relative_distance`
         (arXiv 1910.10683), one table per stack.
       rotary_scaling: Llama 3's stretching of long wavelengths as (factor, low frequency factor, high
@@ -108,6 +113,8 @@ class ModelConfig:
     kv_heads: int | tuple[int, ...] = 0
     head_dim: int | tuple[int, ...] = 0
     attention: str | tuple[str, ...] = "full"
+    cross_attention: str | tuple[str, ...] = "full"
+    softmax: str = "exact"
     feed_forward: str | tuple[str, ...] = "gelu"
     feed_forward_width: int | tuple[int, ...] = 0
     norm: str = "layer_norm"
@@ -182,7 +189,10 @@ class ModelConfig:
             width=self.width,
             causal=not in_encoder,
             cross=self.family == "encoder_decoder" and not in_encoder,
+            max_length=self.max_length,
             attention=self._at("attention", i),
+            cross_attention=self._at("cross_attention", i),
+            softmax=self.softmax,
             heads=heads,
             kv_heads=self._at("kv_heads", i) or heads,
             head_dim=self._at("head_dim", i) or self.width // heads,

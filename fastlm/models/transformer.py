@@ -24,7 +24,6 @@ from jaxtyping import Array, Float, Int
 from fastlm.errors import UserError
 from fastlm.models import attention as attention_kinds
 from fastlm.models import positions as position_encodings
-from fastlm.models.attention.full import FullAttention
 from fastlm.models.block import Block, dropout
 from fastlm.models.config import Compute, ModelConfig
 from fastlm.models.embedding import Embedding, RelativeBias
@@ -33,6 +32,7 @@ from fastlm.models.norms import Norm
 from fastlm.ops.caches import Cache, Memory
 from fastlm.ops.contract import PRODUCT
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.softmax import make as make_softmax
 from fastlm.parallel.rules import constrain
 
 CAPTURES = ("hidden", "attention", "qkv")
@@ -68,8 +68,13 @@ class Model:
         if self.cfg.head in ("sequence", "tokens") and self.cfg.classes < 1:
             raise UserError(f"config.model.classes: 0 is filled in from the task; a '{self.cfg.head}' head needs some")
         for i in range(self.cfg.total_layers):
-            layer = self.cfg.layer(i)
-            attention_kinds.require(layer.attention, *(["causal"] if layer.causal else []))
+            attention_kinds.check_layer(self.cfg.layer(i), self.cfg.positions)
+        form = self.compute.attention_form
+        if form in ("fused", "splash") and not make_softmax(self.cfg.softmax).fused:
+            raise UserError(
+                f"config.model.softmax: '{self.cfg.softmax}' needs all scores of a row, which the kernels of "
+                f"config.compute.attention_form '{form}' never have; use 'exact', or form 'plain'"
+            )
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -162,6 +167,7 @@ class Model:
         token_types: Int[Array, "B T"] | None = None,
         memory: Memory | None = None,
         cache: Cache | None = None,
+        lengths: Int[Array, "B"] | None = None,
         rng: Array | None = None,
         capture: Iterable[str] = (),
     ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
@@ -172,7 +178,9 @@ class Model:
           segment_ids: document number of each token within its row, 0 for padding; None is one document.
           token_types: BERT's segment types; by default all 0.
           memory: an encoder-decoder's encoded source; needed unless the cache has seen it.
-          cache: what `empty_cache` made; the tokens continue it.
+          cache: what `empty_cache` made; the tokens continue it. With segments too, only a row's first document
+            does, and what is returned goes on from its last: that is how memory is carried from batch to batch.
+          lengths: with a cache, how many tokens of each row are real; the rest pad a ragged batch of prompts.
           rng: key for dropout; None runs deterministically.
           capture: which of `CAPTURES` to return in `aux`, one entry per layer.
 
@@ -180,22 +188,21 @@ class Model:
           (hidden, aux); `aux["cache"]` is the advanced cache if one was given.
 
         Raises:
-          UserError: a capture that does not exist, or packed rows for a kind that cannot keep them apart.
-          ValueError: both segments and a cache, or a decoder without anything encoded.
+          UserError: a capture that does not exist, packed rows for a kind that cannot keep them apart, or segments
+            and a cache for one that cannot carry it on.
+          ValueError: a decoder without anything encoded.
         """
         cfg, capture = self.cfg, self._captures(capture)
-        if segment_ids is not None and cache is not None:
-            raise ValueError("packed documents cannot be decoded: give segment_ids or a cache, not both")
         if segment_ids is not None:
             for i in cfg.stack:
-                attention_kinds.require(cfg.layer(i).attention, "packed")
+                attention_kinds.require(cfg.layer(i).attention, "packed" if cache is None else "carry")
         start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.length
         if positions is None:
             positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         causal = cfg.family != "encoder"
         context = {
             "positions": positions,
-            "mask": MaskSpec(causal, segment_ids, segment_ids, None if cache is None else start),
+            "mask": MaskSpec(causal, segment_ids, segment_ids, None if cache is None else start, lengths),
         }
         source_segments = None
         if cfg.family == "encoder_decoder":
@@ -207,7 +214,8 @@ class Model:
         bias = self._biases(params, cfg.stack, positions, keys)
         x, layer_caches, aux = self._stack(params, cfg.stack, x, bias, rng, capture, cache=cache, **context)
         if cache is not None:
-            aux["cache"] = Cache(cache.length + tokens.shape[1], layer_caches, source_segments, cache.slots)
+            written = tokens.shape[1] if lengths is None else lengths
+            aux["cache"] = Cache(cache.length + written, layer_caches, source_segments, cache.slots)
         return self.final_norm(params, x), aux
 
     def apply(
@@ -226,10 +234,13 @@ class Model:
         layers, dtype = {}, self.compute.jnp_dtype
         for i in self.cfg.stack:
             layer = self.cfg.layer(i)
-            module = attention_kinds.require(layer.attention, "decode").module
-            layers[str(i)] = module.empty_cache(layer, batch, slots, dtype)
-            if layer.cross:
-                layers[str(i)] = (layers[str(i)], FullAttention.empty_cache(layer, batch, source_slots, dtype))
+            own = attention_kinds.empty_cache(layer.attention, layer, batch, slots, dtype)
+            source = (layer, batch, source_slots, dtype)
+            layers[str(i)] = (
+                (own, attention_kinds.empty_cache(layer.cross_attention, *source, key="cross_attention"))
+                if layer.cross
+                else own
+            )
         segments = jnp.ones((batch, source_slots), jnp.int32) if self.cfg.encoder_layers else None
         return Cache(jnp.zeros((batch,), jnp.int32), layers, segments, slots)
 

@@ -5,7 +5,7 @@
   key_major the CPU form, with the backward pass by hand: see `key_major_attention`.
   fused     `jax.nn.dot_product_attention`: cuDNN flash attention on a GPU in half precision. Not run on a GPU yet.
   splash    the Pallas splash kernel that ships with jax, on TPU, when lengths fit its blocks.
-Forms that cannot express a soft-cap, a bias or a cache fall back to `plain`, said by `choose`.
+Forms that cannot express a soft-cap, a bias, a cache or a softmax fall back to `plain`, said by `choose`.
 Left out: attention dropout (modern recipes drop after the projection), and returning the
 probabilities from fused forms (`attention_probabilities` recomputes them for capture).
 """
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from fastlm.ops.key_major_attention import MASKED, key_major
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.softmax import Exact, Softmax
 from fastlm.parallel import rules
 from fastlm.parallel.platforms import target_platform
 
@@ -37,6 +38,7 @@ def attention_probabilities(
     *,
     scale: float,
     cap: float = 0.0,
+    softmax: Softmax = Exact(),
 ) -> Float[Array, "B N T S"]:
     """Returns softmax probabilities in float32; query head n uses key head n // (N / K)."""
     k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
@@ -47,21 +49,25 @@ def attention_probabilities(
     visible = mask.dense(q.shape[1], k.shape[1])
     if visible is not None:
         scores = jnp.where(visible, scores, MASKED)
-    return jax.nn.softmax(scores, axis=-1)
+    return softmax(scores)
 
 
-def plain(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:
+def plain(
+    q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0, softmax: Softmax = Exact()
+) -> Float[Array, "B T N H"]:
     """The oracle: probabilities as a matrix, float32 softmax."""
-    probabilities = attention_probabilities(q, k, mask, bias, scale=scale, cap=cap).astype(v.dtype)
+    probabilities = attention_probabilities(q, k, mask, bias, scale=scale, cap=cap, softmax=softmax).astype(v.dtype)
     v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
     # Asked for "BTNH", einsum would put the values first, a product for which XLA:CPU has no fast form.
     y = jnp.einsum("BNTS,BSNH->BNTH", probabilities, v, preferred_element_type=jnp.float32)
     return jnp.swapaxes(y, 1, 2).astype(q.dtype)
 
 
-def fused(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:
+def fused(
+    q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0, softmax: Softmax = Exact()
+) -> Float[Array, "B T N H"]:
     """`jax.nn.dot_product_attention`: cuDNN flash attention in half precision on a GPU, else XLA. No soft-cap."""
-    del cap
+    del cap, softmax
     flash = target_platform() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     needs_matrix = mask.query_segments is not None or mask.offset is not None
     visible = mask.dense(q.shape[1], k.shape[1]) if needs_matrix else None
@@ -71,12 +77,14 @@ def fused(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0)
     )
 
 
-def splash(q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0) -> Float[Array, "B T N H"]:
+def splash(
+    q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0, softmax: Softmax = Exact()
+) -> Float[Array, "B T N H"]:
     """The TPU splash kernel: block-sparse flash attention, causal or full, with segments and soft-cap.
 
     The compiler cannot cut a kernel, so under a mesh each device runs it on its own rows and heads.
     """
-    del bias
+    del bias, softmax
     group = q.shape[2] // k.shape[2]
     q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q * scale, jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)))
     segments = None if mask.query_segments is None else (mask.query_segments, mask.key_segments)
@@ -113,8 +121,12 @@ def splash_fits(q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias) -> bool:
     return blocks and bias is None and mask.offset is None
 
 
-def choose(platform: str, q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias, cap: float) -> str:
+def choose(
+    platform: str, q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias, cap: float, softmax: Softmax = Exact()
+) -> str:
     """Returns the name of the fastest form that can do what is asked on `platform`."""
+    if platform != "cpu" and not softmax.fused:
+        return "plain"
     if platform == "tpu":
         return "splash" if splash_fits(q_shape, k_shape, mask, bias) else "plain"
     if platform in ("gpu", "cuda", "rocm"):
@@ -131,13 +143,14 @@ def dot_product_attention(
     *,
     scale: float,
     cap: float = 0.0,
+    softmax: Softmax = Exact(),
     form: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Attends with the form named, or with the best one for this platform (`form="auto"`)."""
     if form == "auto":
-        form = choose(target_platform(), q.shape, k.shape, mask, bias, cap)
+        form = choose(target_platform(), q.shape, k.shape, mask, bias, cap, softmax)
     if form == "splash" and not splash_fits(q.shape, k.shape, mask, bias):
         form = "plain"  # initialisation and single tokens are shorter than a block
     if form == "fused" and cap:
         form = "plain"
-    return FORMS[form](q, k, v, mask, bias, scale=scale, cap=cap)
+    return FORMS[form](q, k, v, mask, bias, scale=scale, cap=cap, softmax=softmax)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from fastlm.ops.layouts import transpose_in_memory
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.softmax import Exact, Softmax
 
 MASKED = -1e30  # finite: a query that sees no key averages all of them instead of giving NaN
 
@@ -70,7 +71,9 @@ def _per_row(x: Array, groups: int) -> Array:
     return x if groups == 1 else jnp.tile(x, (1, 1, 1, groups))
 
 
-def _scores(q: Array, k: Array, mask: MaskSpec, bias: Array | None, scale: float, cap: float) -> tuple[Array, Array]:
+def _scores(
+    q: Array, k: Array, visible: Array | None, bias: Array | None, scale: float, cap: float
+) -> tuple[Array, Array]:
     """Returns masked scores and capped scores before bias and mask, both [B, K, S, GT] float32."""
     (_, t, n, _), (_, s, kv_heads, _) = q.shape, k.shape
     capped = _product(_key_rows(k), _query_rows(q, kv_heads), 3, 3) * scale
@@ -80,17 +83,16 @@ def _scores(q: Array, k: Array, mask: MaskSpec, bias: Array | None, scale: float
     if bias is not None:
         grouped = bias.reshape(bias.shape[0], kv_heads, n // kv_heads, t, s)
         scores = scores + jnp.transpose(grouped, (0, 1, 4, 2, 3)).reshape(bias.shape[0], kv_heads, s, -1)
-    visible = visible_by_key(mask, t, s)
     if visible is not None:
         scores = jnp.where(_per_row(visible, n // kv_heads), scores, MASKED)
     return scores, capped
 
 
-def _forward(q, k, v, mask, bias, scale, cap):
-    scores, _ = _scores(q, k, mask, bias, scale, cap)
-    probabilities = jax.nn.softmax(scores, axis=2).astype(v.dtype)
+def _forward(q, k, v, visible, bias, scale, cap, softmax):
+    scores, _ = _scores(q, k, visible, bias, scale, cap)
+    probabilities = softmax(scores, axis=2).astype(v.dtype)
     out = _from_columns(_product(_key_columns(v), probabilities, 3, 2), q.shape[1], q.dtype)
-    return out, (q, k, v, mask, bias, probabilities, out)
+    return out, (q, k, v, visible, bias, probabilities, out)
 
 
 def _bias_gradient(d_scores: Array, bias: Array) -> Array:
@@ -99,8 +101,9 @@ def _bias_gradient(d_scores: Array, bias: Array) -> Array:
     return (jnp.sum(d, axis=0, keepdims=True) if bias.shape[0] == 1 else d).astype(bias.dtype)
 
 
-def _backward(scale, cap, residuals, g):
-    q, k, v, mask, bias, probabilities, out = residuals
+def _backward(scale, cap, softmax, residuals, g):
+    del softmax  # of all of them the gradient is the same function of the probabilities
+    q, k, v, visible, bias, probabilities, out = residuals
     (b, t, _, _), (_, s, kv_heads, _) = q.shape, k.shape
     g_rows = _query_rows(g.astype(q.dtype), kv_heads)
     # the row sums of dP * P equal those of dO * O, which are far fewer numbers
@@ -109,7 +112,7 @@ def _backward(scale, cap, residuals, g):
     d_scores = (d_probabilities - delta[:, :, None, :]) * probabilities.astype(jnp.float32)
     d_bias = None if bias is None else _bias_gradient(d_scores.reshape(b, kv_heads, s, -1, t), bias)
     if cap:
-        capped = _scores(q, k, mask, bias, scale, cap)[1].reshape(d_scores.shape)
+        capped = _scores(q, k, visible, bias, scale, cap)[1].reshape(d_scores.shape)
         d_scores = d_scores * (1 - jnp.square(capped / cap))
     d_scores = (d_scores * scale).astype(q.dtype)
     d_v = _key_rows(_product(probabilities, g_rows, 3, 2)).astype(v.dtype)
@@ -118,9 +121,9 @@ def _backward(scale, cap, residuals, g):
     return d_q, d_k, d_v, None, d_bias
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q, k, v, mask, bias, scale, cap):
-    return _forward(q, k, v, mask, bias, scale, cap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _attend(q, k, v, visible, bias, scale, cap, softmax):
+    return _forward(q, k, v, visible, bias, scale, cap, softmax)[0]
 
 
 _attend.defvjp(_forward, _backward)
@@ -135,6 +138,21 @@ def key_major(
     *,
     scale: float,
     cap: float = 0.0,
+    softmax: Softmax = Exact(),
 ) -> Float[Array, "B T N H"]:
     """Attends on CPU; query head n uses key head n // (N / K). Exact gradients for q, k, v and bias."""
-    return _attend(q, k, v, mask, bias, scale, cap)
+    return _attend(q, k, v, visible_by_key(mask, q.shape[1], k.shape[1]), bias, scale, cap, softmax)
+
+
+def key_major_visible(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    visible: Bool[Array, "b 1 S T"] | None,
+    *,
+    scale: float,
+    cap: float = 0.0,
+    softmax: Softmax = Exact(),
+) -> Float[Array, "B T N H"]:
+    """`key_major` for any pattern: `visible` says, keys first, which query sees which key."""
+    return _attend(q, k, v, visible, None, scale, cap, softmax)

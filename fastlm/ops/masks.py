@@ -18,12 +18,15 @@ class MaskSpec:
       causal: a query sees no later slot. Static.
       query_segments, key_segments: [B, T] and [B, S] document numbers within a row, or None.
       offset: [B] slot of the first query when keys come from a cache, or None for slot 0.
+      lengths: [B] how many of the queries are real when they go into a cache, or None for all. A cache by slot may
+        ignore it, since what lies behind a row's length is hidden and overwritten; a state must not.
     """
 
     causal: bool = flax.struct.field(pytree_node=False, default=True)
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
     offset: Int[Array, "B"] | None = None
+    lengths: Int[Array, "B"] | None = None
 
     def dense(self, queries: int, keys: int) -> Bool[Array, "b 1 T S"] | None:
         """Returns the matrix [B or 1, 1, T, S] of visible pairs, or None when all are visible."""
@@ -38,3 +41,16 @@ class MaskSpec:
             same = (same & (self.key_segments[:, None, :] != 0))[:, None]
             mask = same if mask is None else mask & same
         return mask
+
+    def real(self, keys: int) -> Bool[Array, "b S"] | None:
+        """Returns which keys are no padding, [B, S], or None when all are real."""
+        if self.key_segments is not None:
+            return self.key_segments != 0
+        return None if self.lengths is None else jnp.arange(keys) < self.lengths[:, None]
+
+    def starts(self, keys: int) -> Bool[Array, "b S"]:
+        """Returns which keys begin a document that is not the row's first, [B or 1, S]; padding never does."""
+        if self.key_segments is None:
+            return jnp.zeros((1, keys), bool)
+        changes = (self.key_segments[:, 1:] != self.key_segments[:, :-1]) & (self.key_segments[:, 1:] != 0)
+        return jnp.pad(changes, ((0, 0), (1, 0)))

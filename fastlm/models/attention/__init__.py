@@ -1,16 +1,22 @@
 """Attention kinds: one file, one module and one line of `KINDS` each.
 
-A kind is a Linen module built as `Module(layer_config, compute, capture)` and called as
-`(x, context, *, positions, mask, bias, cache, rng) -> (y, cache, aux)`. Its `KINDS` entry declares
-what it can do; the stack asks for no more than that, and what is missing is an error while building.
+A kind is a Linen module built as `Module(layer_config, compute, capture, options)` (see `projections`) and called as
+`(x, context, *, positions, mask, bias, cache, rng) -> (y, cache, aux)`. A config names it with or without options,
+"local" or "local(window=64)". Its `KINDS` entry declares what it can do; what a model needs beyond that is an error
+while building it.
 """
 
 import dataclasses
+from typing import Any
 
-import flax.linen as nn
-
+from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.models.attention.full import FullAttention
+from fastlm.models.attention.linear import LinearAttention
+from fastlm.models.attention.local import LocalAttention, LocalOptions
+from fastlm.models.attention.projections import Attention, NoOptions
+from fastlm.models.config import LayerConfig
+from fastlm.ops import softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,47 +24,140 @@ class Kind:
     """An attention kind and what it can do.
 
     Attributes:
-      module: also has `empty_cache(layer_config, batch, slots, dtype)` if it decodes.
+      module: see `projections.Attention`.
+      options: frozen dataclass of what may stand in parentheses behind the name.
       causal: a token may be kept from seeing later ones.
+      bidirectional: a token may see later ones.
       packed: documents in one row may be kept apart.
       cross: queries and keys may come from different sequences.
       decode: it runs step by step with a cache.
+      carry: that cache has one size however long the text, and may begin a row that goes on with a document.
+      bias: it takes the biases of alibi and relative positions.
+      softmax: its weights come from `ops.softmax`, any kind of it.
       fused_softmax: a platform's fused kernel may compute it.
     """
 
-    module: type[nn.Module]
-    causal: bool
-    packed: bool
-    cross: bool
-    decode: bool
-    fused_softmax: bool
+    module: type[Attention]
+    options: type = NoOptions
+    causal: bool = False
+    bidirectional: bool = False
+    packed: bool = False
+    cross: bool = False
+    decode: bool = False
+    carry: bool = False
+    bias: bool = False
+    softmax: bool = False
+    fused_softmax: bool = False
 
 
 KINDS: dict[str, Kind] = {
-    "full": Kind(FullAttention, causal=True, packed=True, cross=True, decode=True, fused_softmax=True),
+    "full": Kind(
+        FullAttention,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        cross=True,
+        decode=True,
+        bias=True,
+        softmax=True,
+        fused_softmax=True,
+    ),
+    "local": Kind(
+        LocalAttention,
+        LocalOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        carry=True,
+        softmax=True,
+    ),
+    "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
+}
+
+NEEDS = {
+    "causal": "hide later tokens, as a decoder has to",
+    "bidirectional": "look ahead, as an encoder has to",
+    "packed": "keep the documents of one row apart; use rows of one text each",
+    "cross": "look at another sequence",
+    "decode": "run step by step with a cache",
+    "carry": "go on from row to row",
+    "bias": "take the biases of alibi or relative positions; choose other positions",
+    "softmax": "use another softmax than 'exact': it has none",
 }
 
 
-def require(name: str, *needs: str) -> Kind:
-    """Returns the entry of `KINDS` if it can do all of `needs` (names of `Kind`'s flags).
+def require(spec: str, *needs: str, key: str = "attention") -> Kind:
+    """Returns the kind that `spec` names if it can do all of `needs` (names of `Kind`'s flags).
+
+    Args:
+      key: which key of the model's config named it.
 
     Raises:
       UserError: no such kind, or it cannot do one of them.
     """
-    found = kind(name)
+    found = kind(spec, key)
     for need in needs:
         if not getattr(found, need):
-            raise UserError(f"config.model.attention: kind '{name}' cannot do '{need}'; choose another kind")
+            able = ", ".join(name for name, other in KINDS.items() if getattr(other, need))
+            raise UserError(f"config.model.{key}: kind '{spec}' cannot {NEEDS[need]} (these can: {able})")
     return found
 
 
-def kind(name: str) -> Kind:
-    """Returns the entry of `KINDS`.
+def kind(spec: str, key: str = "attention") -> Kind:
+    """Returns the entry of `KINDS` that `spec` names.
 
     Raises:
       UserError: no such kind.
     """
+    name, _ = configuration.call(spec, f"config.model.{key}")
     if name not in KINDS:
         hint = nearest(name, KINDS) or f"; one of: {', '.join(KINDS)}"
-        raise UserError(f"config.model.attention: unknown kind '{name}'{hint}")
+        raise UserError(f"config.model.{key}: unknown kind '{name}'{hint}")
     return KINDS[name]
+
+
+def options(spec: str, key: str = "attention") -> Any:
+    """Returns the options that `spec` gives its kind.
+
+    Raises:
+      UserError: no such option, or a value it cannot have.
+    """
+    name, values = configuration.call(spec, f"config.model.{key}")
+    with configuration.naming(f"model.{key}"):
+        return configuration.make(kind(spec, key).options, f"model.{key}: {name}", values)
+
+
+def make(spec: str, layer: LayerConfig, *arguments: Any, key: str = "attention", **more: Any) -> Attention:
+    """Returns the module that `spec` describes."""
+    return kind(spec, key).module(layer, *arguments, options=options(spec, key), **more)
+
+
+def empty_cache(spec: str, layer: LayerConfig, batch: int, slots: int, dtype: Any, key: str = "attention") -> Any:
+    """Returns what a layer of this kind remembers before the first token; all zeros.
+
+    Raises:
+      UserError: the kind cannot decode.
+    """
+    module = require(spec, "decode", key=key).module
+    return module.empty_cache(layer, options(spec, key), batch, slots, dtype)
+
+
+def check_layer(layer: LayerConfig, positions: str) -> None:
+    """Checks that the kinds of a layer exist and can do what it and its positions need.
+
+    Raises:
+      UserError: what cannot work, naming the key.
+    """
+    specs = {"attention": layer.attention} | ({"cross_attention": layer.cross_attention} if layer.cross else {})
+    for key, spec in specs.items():
+        needs = ["cross"] if key == "cross_attention" else ["causal" if layer.causal else "bidirectional"]
+        if positions in ("alibi", "relative") and key == "attention":
+            needs.append("bias")
+        if softmax.make(layer.softmax) != softmax.Exact():
+            needs.append("softmax")
+        found = require(spec, *needs, key=key)
+        if layer.attention_softcap and not found.softmax:
+            raise UserError(f"config.model.attention_softcap: kind '{spec}' has no scores to cap; set it to 0")
+        with configuration.naming(f"model.{key}"):
+            found.module.check(layer, options(spec, key))

@@ -1,0 +1,131 @@
+"""Sliding-window softmax attention: a token sees the `window` latest, itself among them; an encoder's as many ahead.
+
+Cost: time and memory O(T (window + block)): queries are taken in blocks, each with the blocks of keys that its window
+touches, so nothing of size T x T exists. Decoding keeps the last window - 1 keys and values, whatever T is.
+Papers: Longformer arXiv 2004.05150, Mistral 2310.06825; as "local attention" in Long Range Arena 2011.04006.
+Left out: windows that differ by head (Longformer's dilated heads; see the kind "dilated").
+
+Dims: B batch, T time, D embed, C blocks, b tokens of a block, m keys that a block sees, N heads, H head dim.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fastlm.errors import UserError
+from fastlm.models.attention.projections import Attention
+from fastlm.models.config import LayerConfig
+from fastlm.ops.blocks import attend_blocks, blocked, spans, unblocked, weights_by_pair
+from fastlm.ops.caches import WindowCache
+from fastlm.ops.masks import MaskSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalOptions:
+    """Options of "local".
+
+    Attributes:
+      window: tokens seen on either side, the token itself counted.
+      block: queries taken together; 0 for the fastest that was measured.
+    """
+
+    window: int = 128
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.block < 0:
+            raise UserError(
+                f"local: window must be at least 1 and block not negative, got {self.window} and {self.block}"
+            )
+
+
+class LocalAttention(Attention):
+    """See the header."""
+
+    @staticmethod
+    def empty_cache(cfg: LayerConfig, options: LocalOptions, batch: int, slots: int, dtype: Any) -> WindowCache:
+        """Returns room for the keys and values of a window less one."""
+        return WindowCache.empty(batch, options.window - 1, (cfg.kv_heads, cfg.head_dim), dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        mask: MaskSpec,
+        bias: None = None,
+        cache: WindowCache | None = None,
+        rng: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], WindowCache | None, dict[str, Any]]:
+        """See `Attention`."""
+        del bias, rng
+        cfg, past = self.cfg, 0
+        q, k, v = self.queries_keys_values(x, context, positions)
+        segments = mask.key_segments
+        aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
+        if cache is not None:
+            k, v, segments, cache = cache.append(k, v, mask)
+            past = k.shape[1] - q.shape[1]
+        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        y = sliding_window(
+            q, k, v, segments, window=self.options.window, causal=mask.causal, block=self.options.block, **options
+        )
+        if "attention" in self.capture:
+            slots = jnp.arange(k.shape[1])
+            near = _within(slots[past:, None], slots, self.options.window, mask.causal)[None]
+            if segments is not None:
+                near &= (segments[:, past:, None] == segments[:, None]) & (segments[:, None] != 0)
+            aux["attention"] = weights_by_pair(q, k, near, **options)
+        return self.output(y), cache, aux
+
+
+def _within(query: Array, key: Array, window: int, causal: bool) -> Array:
+    back = query - key
+    return ((back >= 0) if causal else (back > -window)) & (back < window)
+
+
+def sliding_window(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segments: Int[Array, "B S"] | None,
+    *,
+    window: int,
+    causal: bool,
+    block: int = 0,
+    **options: Any,
+) -> Float[Array, "B T N H"]:
+    """Returns attention of the last T of S tokens to their windows.
+
+    Args:
+      segments: document number of each token, 0 for padding; a token sees its own document.
+      options: scale, cap and softmax, as in `attend_blocks`.
+    """
+    queries, past = q.shape[1], k.shape[1] - q.shape[1]
+    block = min(block or best_block(window), queries)
+    back = -(-(window - 1) // block)  # blocks that a window reaches back over
+    width, lead, count = 1 + back * (1 if causal else 2), back * block, -(-queries // block)
+
+    def seen(x: Array) -> Array:
+        """What the queries of each block may see, [B, C, m, ...]: keys begin `lead` tokens before the first query."""
+        x = jnp.pad(x, [(0, 0), (max(lead - past, 0), 0)] + [(0, 0)] * (x.ndim - 2))
+        return spans(blocked(x[:, x.shape[1] - queries - lead :], block), count, width)
+
+    first = jnp.arange(count)[None, :, None] * block
+    here, there = first + jnp.arange(block), first + jnp.arange(width * block) - lead
+    visible = _within(here[..., None], there[..., None, :], window, causal)
+    visible &= ((there >= -past) & (there < queries))[..., None, :]
+    if segments is not None:
+        own, other = blocked(segments[:, past:], block), seen(segments)
+        visible &= (own[..., None] == other[..., None, :]) & (other != 0)[..., None, :]
+    return unblocked(attend_blocks(blocked(q, block), seen(k), seen(v), visible, **options), queries)
+
+
+def best_block(window: int) -> int:
+    """Returns how many queries to take together: few waste less of a window, many make larger products."""
+    return max(min(window, 128), 16)
