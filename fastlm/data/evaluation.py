@@ -30,6 +30,7 @@ def evaluation_batches(
     length: int,
     batch_size: int,
     overlap: int = 0,
+    stream: bool = False,
     limit: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -44,6 +45,7 @@ def evaluation_batches(
       length: T.
       batch_size: B, rows in a global batch.
       overlap: Tokens of context that a document's later windows repeat, less than T.
+      stream: Row i of a batch goes on where row i of the batch before it ended, as in training; nothing is repeated.
       limit: At most so many batches; 0 for all.
       process_index: This process.
       process_count: Of so many; must divide B.
@@ -61,8 +63,47 @@ def evaluation_batches(
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
     documents = open_sources(weighted_sources(sources), tokenizer, split, data_dir)
-    rows = _rows(documents, length, overlap, tokenizer.pad)
+    if stream:
+        rows = _stream_rows(documents, length, tokenizer.pad, batch_size)
+    else:
+        rows = _rows(documents, length, overlap, tokenizer.pad)
     return _batches(rows, length, tokenizer.pad, batch_size, limit, process_index, process_count)
+
+
+def _stream_rows(documents: Sequence[TokenizedDocuments], length: int, pad: int, lanes: int) -> Iterator[Row]:
+    """Yields a row of each lane in turn; a lane that is through with a document takes the next, whole ones of padding
+    follow where there is none."""
+    waiting = _all_documents(documents)
+    reading: list[tuple[int, np.ndarray, int] | None] = [None] * lanes  # record, tokens, pairs given
+    while True:
+        rows = []
+        for lane in range(lanes):
+            parts, filled, continues = [], 0, reading[lane] is not None
+            while filled < length:
+                reading[lane] = reading[lane] or next(waiting, None)
+                if reading[lane] is None:
+                    break
+                record, tokens, given = reading[lane]
+                stop = min(given + length - filled, len(tokens) - 1)
+                parts.append((tokens, Piece(record, given, stop)))
+                filled += stop - given
+                reading[lane] = (record, tokens, stop) if stop < len(tokens) - 1 else None
+            rows.append(build_row(parts, length, pad) | {"reset": np.array(not continues)})
+        if not any(row["segment_ids"][0] for row in rows):
+            return
+        yield from rows
+
+
+def _all_documents(documents: Sequence[TokenizedDocuments]) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Yields (record, tokens, 0) of each document with something to predict."""
+    first = 0
+    for source in documents:
+        for start in range(0, len(source), _READ_AHEAD):
+            records = range(start, min(start + _READ_AHEAD, len(source)))
+            for record, tokens in zip(records, source.get(records)):
+                if len(tokens) > 1:
+                    yield first + record, tokens, 0
+        first += len(source)
 
 
 def windows(record: int, pairs: int, length: int, overlap: int) -> list[tuple[Piece, int]]:
@@ -93,14 +134,9 @@ def _rows(documents: Sequence[TokenizedDocuments], length: int, overlap: int, pa
 def _all_windows(
     documents: Sequence[TokenizedDocuments], length: int, overlap: int
 ) -> Iterator[tuple[np.ndarray, Piece, int]]:
-    first = 0
-    for source in documents:
-        for start in range(0, len(source), _READ_AHEAD):
-            records = range(start, min(start + _READ_AHEAD, len(source)))
-            for record, tokens in zip(records, source.get(records)):
-                for piece, context in windows(first + record, max(len(tokens) - 1, 0), length, overlap):
-                    yield tokens, piece, context
-        first += len(source)
+    for record, tokens, _ in _all_documents(documents):
+        for piece, context in windows(record, len(tokens) - 1, length, overlap):
+            yield tokens, piece, context
 
 
 def _row(parts: Sequence[tuple[np.ndarray, Piece, int]], length: int, pad: int) -> Row:

@@ -195,14 +195,18 @@ class Model:
         cfg, capture = self.cfg, self._captures(capture)
         if segment_ids is not None:
             for i in cfg.stack:
-                attention_kinds.require(cfg.layer(i).attention, "packed" if cache is None else "carry")
+                needs = ["carry"] if cache is not None and str(i) in cache.layers else []
+                attention_kinds.require(cfg.layer(i).attention, "packed", *needs)
+        carried = segment_ids is not None and cache is not None
         start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.length
         if positions is None:
             positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        elif carried:
+            positions = positions + jnp.where(segment_ids == segment_ids[:, :1], start[:, None], 0)
         causal = cfg.family != "encoder"
         context = {
             "positions": positions,
-            "mask": MaskSpec(causal, segment_ids, segment_ids, None if cache is None else start, lengths),
+            "mask": MaskSpec(causal, segment_ids, segment_ids, None if cache is None or carried else start, lengths),
         }
         source_segments = None
         if cfg.family == "encoder_decoder":
@@ -210,12 +214,19 @@ class Model:
             source_segments = context["memory_mask"].key_segments
         x = constrain(self.embed(params, tokens, positions, token_types), ACTIVATION)
         x = dropout(x, cfg.dropout, None if rng is None else jax.random.fold_in(rng, cfg.total_layers))
-        keys = positions if cache is None else jnp.broadcast_to(jnp.arange(cache.slots), (len(start), cache.slots))
+        keys = (
+            positions
+            if cache is None or carried
+            else jnp.broadcast_to(jnp.arange(cache.slots), (len(start), cache.slots))
+        )
         bias = self._biases(params, cfg.stack, positions, keys)
         x, layer_caches, aux = self._stack(params, cfg.stack, x, bias, rng, capture, cache=cache, **context)
         if cache is not None:
-            written = tokens.shape[1] if lengths is None else lengths
-            aux["cache"] = Cache(cache.length + written, layer_caches, source_segments, cache.slots)
+            if carried:
+                length = _length_of_last(positions, segment_ids, start)
+            else:
+                length = start + (tokens.shape[1] if lengths is None else lengths)
+            aux["cache"] = Cache(length, layer_caches, source_segments, cache.slots)
         return self.final_norm(params, x), aux
 
     def apply(
@@ -244,6 +255,19 @@ class Model:
         segments = jnp.ones((batch, source_slots), jnp.int32) if self.cfg.encoder_layers else None
         return Cache(jnp.zeros((batch,), jnp.int32), layers, segments, slots)
 
+    def empty_carry(self, batch: int) -> Cache | None:
+        """Returns the cache with which `batch` rows begin to go on from row to row; None if no layer can.
+
+        Only layers whose kind carries something are in it; the others see each row alone.
+        """
+        layers = {}
+        for i in self.cfg.stack:
+            layer = self.cfg.layer(i)
+            if attention_kinds.kind(layer.attention).carry and not layer.cross:
+                dtype = self.compute.jnp_dtype
+                layers[str(i)] = attention_kinds.empty_cache(layer.attention, layer, batch, 0, dtype)
+        return Cache(jnp.zeros((batch,), jnp.int32), layers) if layers else None
+
     # --- inside ----------------------------------------------------------------------------------
 
     @property
@@ -256,17 +280,19 @@ class Model:
         for i in layers:
             if "hidden" in capture:
                 captured["hidden"].append(x)
-            x, layer_caches[str(i)], aux = self.block(
+            x, layer_cache, aux = self.block(
                 params,
                 i,
                 x,
                 bias=bias(self.cfg.layer(i).heads),
-                cache=None if cache is None else cache.layers[str(i)],
+                cache=None if cache is None else cache.layers.get(str(i)),
                 rng=None if rng is None else jax.random.fold_in(rng, i),
                 capture=capture,
                 **context,
             )
             x = constrain(x, ACTIVATION)
+            if layer_cache is not None:
+                layer_caches[str(i)] = layer_cache
             for name, value in aux.items():
                 captured.setdefault(name, []).append(value)
         if "hidden" in capture:
@@ -341,6 +367,13 @@ class Model:
             head = self._vocabulary().init(rng, x, table).get("params", {})
             params |= {"head": head} if head else {}
         return params
+
+
+def _length_of_last(positions: Array, segment_ids: Array, start: Array) -> Int[Array, "B"]:
+    """How many tokens each row's last document has so far; `start` for rows of padding alone."""
+    last = jnp.max(segment_ids, axis=1)
+    length = jnp.max(jnp.where(segment_ids == last[:, None], positions + 1, 0), axis=1)
+    return jnp.where(last == 0, start, length)
 
 
 def _looking_back(memory: Memory | None, cache: Cache | None, segment_ids: Array | None, shape: tuple) -> dict:

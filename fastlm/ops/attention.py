@@ -3,6 +3,7 @@
 `dot_product_attention` picks the form by platform and by what is asked:
   plain     the oracle: products batched over [B, N], softmax in float32; also decodes single tokens on CPU.
   key_major the CPU form, with the backward pass by hand: see `key_major_attention`.
+  chunked   the CPU form for long rows: memory linear in the length, see `chunked_attention`.
   fused     `jax.nn.dot_product_attention`: cuDNN flash attention on a GPU in half precision. Not run on a GPU yet.
   splash    the Pallas splash kernel that ships with jax, on TPU, when lengths fit its blocks.
 Forms that cannot express a soft-cap, a bias, a cache or a softmax fall back to `plain`, said by `choose`.
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from fastlm.ops import chunked_attention
 from fastlm.ops.key_major_attention import MASKED, key_major
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.softmax import Exact, Softmax
@@ -112,7 +114,14 @@ def _splash_on_one_device(q, k, v, segments, *, causal: bool, cap: float) -> Flo
     return jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments)
 
 
-FORMS: dict[str, Callable[..., Array]] = {"plain": plain, "key_major": key_major, "fused": fused, "splash": splash}
+FORMS: dict[str, Callable[..., Array]] = {
+    "plain": plain,
+    "key_major": key_major,
+    "chunked": chunked_attention.chunked,
+    "fused": fused,
+    "splash": splash,
+}
+LONG = 1024  # tokens from which the chunked form is the faster one on a CPU
 
 
 def splash_fits(q_shape: tuple, k_shape: tuple, mask: MaskSpec, bias) -> bool:
@@ -131,6 +140,8 @@ def choose(
         return "splash" if splash_fits(q_shape, k_shape, mask, bias) else "plain"
     if platform in ("gpu", "cuda", "rocm"):
         return "plain" if cap else "fused"
+    if min(q_shape[1], k_shape[1]) >= LONG and chunked_attention.fits(mask, bias, softmax):
+        return "chunked"
     return "plain" if q_shape[1] == 1 else "key_major"
 
 
@@ -153,4 +164,6 @@ def dot_product_attention(
         form = "plain"  # initialisation and single tokens are shorter than a block
     if form == "fused" and cap:
         form = "plain"
+    if form == "chunked" and not chunked_attention.fits(mask, bias, softmax):
+        form = "key_major"
     return FORMS[form](q, k, v, mask, bias, scale=scale, cap=cap, softmax=softmax)

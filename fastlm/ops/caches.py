@@ -5,6 +5,7 @@ right-padded, written at slot 0, and the length set to each prompt's own; paddin
 hidden by the causal mask and overwritten by the tokens that follow.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -39,47 +40,41 @@ class WindowCache:
     """The last W tokens of one layer in order of time, the latest last.
 
     Attributes:
-      k, v: whatever the kind keeps of a token, [B, W, ...] each.
+      tokens: whatever the kind keeps of a token: a tree of arrays [B, W, ...].
       valid: whether there is such a token, and of the document that goes on.
     """
 
-    k: Float[Array, "B W ..."]
-    v: Float[Array, "B W ..."]
+    tokens: Any
     valid: Bool[Array, "B W"]
 
     @classmethod
-    def empty(cls, batch: int, width: int, shape: tuple[int, ...], dtype: jnp.dtype) -> "WindowCache":
-        """Returns a cache of `width` tokens of which none are there."""
-        zeros = jnp.zeros((batch, width, *shape), dtype)
-        return cls(zeros, zeros, jnp.zeros((batch, width), bool))
+    def empty(cls, batch: int, width: int, shapes: Sequence[tuple[int, ...]], dtype: jnp.dtype) -> "WindowCache":
+        """Returns a cache of `width` tokens, a tuple of arrays of `shapes` each, of which none are there."""
+        zeros = tuple(jnp.zeros((batch, width, *shape), dtype) for shape in shapes)
+        return cls(zeros, jnp.zeros((batch, width), bool))
 
-    def append(
-        self, k: Float[Array, "B T ..."], v: Float[Array, "B T ..."], mask: MaskSpec
-    ) -> tuple[Array, Array, Int[Array, "B S"], "WindowCache"]:
+    def append(self, tokens: Any, mask: MaskSpec) -> tuple[Any, Int[Array, "B S"], "WindowCache"]:
         """Adds T tokens behind those that are here.
 
         Returns:
-          (keys, values, their document numbers, all of S = W + T tokens, the cache behind the last real token).
+          (what is kept of all S = W + T tokens, their document numbers, the cache behind the last real token).
           What was here belongs to the document of the row's first token.
         """
-        rows, tokens, width = *k.shape[:2], self.valid.shape[1]
-        own = jnp.ones((rows, tokens), jnp.int32) if mask.key_segments is None else mask.key_segments
-        keys = jnp.concatenate([self.k.astype(k.dtype), k], axis=1)
-        values = jnp.concatenate([self.v.astype(v.dtype), v], axis=1)
+        rows, count = jax.tree.leaves(tokens)[0].shape[:2]
+        width = self.valid.shape[1]
+        own = jnp.ones((rows, count), jnp.int32) if mask.key_segments is None else mask.key_segments
+        everything = jax.tree.map(
+            lambda old, new: jnp.concatenate([old.astype(new.dtype), new], 1), self.tokens, tokens
+        )
         segments = jnp.concatenate([jnp.where(self.valid, own[:, :1], 0), own], axis=1)
-        real = jnp.max(jnp.where(own != 0, jnp.arange(1, tokens + 1), 0), axis=1)
+        real = jnp.max(jnp.where(own != 0, jnp.arange(1, count + 1), 0), axis=1)
         real = real if mask.lengths is None else jnp.minimum(real, mask.lengths)
         slots = real[:, None] + jnp.arange(width)
-        take = jax.vmap(lambda x, at: jnp.take(x, at, axis=0))
-        kept = take(segments, slots)
+        kept = jnp.take_along_axis(segments, slots, axis=1)
         last = jnp.take_along_axis(segments, (real + width - 1)[:, None], axis=1)
-        valid = (kept == last) & (kept != 0)
-        return (
-            keys,
-            values,
-            segments,
-            WindowCache(take(keys, slots).astype(self.k.dtype), take(values, slots).astype(self.v.dtype), valid),
-        )
+        latest = jax.vmap(lambda x, at: jnp.take(x, at, axis=0))
+        after = jax.tree.map(lambda x, old: latest(x, slots).astype(old.dtype), everything, self.tokens)
+        return everything, segments, WindowCache(after, (kept == last) & (kept != 0))
 
 
 @flax.struct.dataclass
@@ -97,6 +92,10 @@ class Cache:
     layers: dict[str, Any]
     source_segments: Int[Array, "B S"] | None = None
     slots: int = flax.struct.field(pytree_node=False, default=0)
+
+    def emptied(self, rows: Bool[Array, "B"]) -> "Cache":
+        """Returns the cache with nothing in these rows: zeros, which is how every cache begins."""
+        return jax.tree.map(lambda x: jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros_like(x), x), self)
 
 
 @flax.struct.dataclass

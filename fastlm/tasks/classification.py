@@ -147,9 +147,9 @@ def make(model: Model, label_smoothing: float = 0.0) -> Task:
         sums = {"nll": jnp.sum(nll * mask), "confusion": confusion}
         return total, jnp.sum(mask), (carry, {"sums": sums})
 
-    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, jax.Array]:
+    def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
         del constants
-        return {"logits": text_logits(model, weights, batch, None)}
+        return carry, {"logits": text_logits(model, weights, batch, None)}
 
     return of_model(
         model.cfg,

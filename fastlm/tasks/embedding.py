@@ -63,12 +63,12 @@ class Embedding(RowsKind):
         def loss(*arguments: Any) -> Any:
             raise UserError("config.task.name: 'embedding' has no loss to train by; name a task that has one")
 
-        def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, jax.Array]:
+        def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
             del constants
             params, real = weights["model"], segments(batch)
             hidden, _ = model.features(params, batch["tokens"], segment_ids=real, token_types=batch.get("token_types"))
             pooled = model.pool(hidden, real).astype(jnp.float32)
-            return {"embedding": pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)}
+            return carry, {"embedding": pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)}
 
         return of_model(
             model.cfg,

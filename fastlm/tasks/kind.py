@@ -145,8 +145,7 @@ class TextKind(TaskKind):
     def eval_batches(
         self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, evaluation: Evaluation, split: str, limit: int
     ) -> Iterator[HostBatch]:
-        """Returns rows in which every token of the split is scored once."""
-        del cfg
+        """Returns rows in which every token of the split is scored once; rows that go on, for a model that does."""
         return evaluation_batches(
             data.sources,
             tokenizer,
@@ -154,6 +153,7 @@ class TextKind(TaskKind):
             length=data.length,
             batch_size=evaluation.batch_size or data.batch_size,
             overlap=evaluation.overlap,
+            stream=data.mode == "stream" and Model(cfg).empty_carry(1) is not None,
             limit=limit,
             data_dir=data.data_dir,
             **multihost.this_process(),

@@ -3,6 +3,8 @@
 Notable: `bits_per_byte` counts the UTF-8 bytes that the scored tokens stand for, so models with
 different tokenizers compare; end-of-document tokens cost bits but stand for no bytes. Perplexity is
 per token and compares only within one tokenizer.
+Layers whose attention carries something (a state, a window, Transformer-XL's memory) go on from row to row where rows
+do (`data.mode = "stream"`), in training and in evaluation; the memory is part of the checkpoint.
 """
 
 import dataclasses
@@ -62,11 +64,18 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
 
     unused = model.cfg.vocab_size - len(token_bytes)
 
+    def read(weights, carry, batch, rng):
+        options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
+        goes_on = carry != () and "reset" in batch
+        if goes_on:
+            options["cache"] = carry.emptied(batch["reset"])
+        hidden, aux = model.features(weights["model"], batch["tokens"], rng=rng, **options)
+        return hidden, aux["cache"] if goes_on else carry
+
     def loss(weights, constants, carry, batch, step, rng):
         del step
         params, mask = weights["model"], batch["loss_mask"].astype(jnp.float32)
-        options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
-        hidden, _ = model.features(params, batch["tokens"], rng=rng, **options)
+        hidden, carry = read(weights, carry, batch, rng)
         total, scores = chunked_cross_entropy(
             model.head,
             model.head_params(params),
@@ -86,21 +95,22 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
         }
         return total, sums["tokens"], (carry, {"sums": sums})
 
-    def predict(weights: Any, constants: Any, batch: dict) -> dict[str, Array]:
+    def predict(weights: Any, constants: Any, carry: Any, batch: dict) -> tuple[Any, dict[str, Array]]:
         params, mask = weights["model"], batch["loss_mask"].astype(jnp.float32)
-        options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
-        hidden, _ = model.features(params, batch["tokens"], **options)
+        hidden, carry = read(weights, carry, batch, None)
         scores = chunked_scores(
             model.head, model.head_params(params), hidden, batch["targets"], chunk=model.compute.loss_chunk
         )
         text_bytes = jnp.take(constants["token_bytes"], batch["targets"], mode="clip")
-        return {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask, "bytes": text_bytes * mask}
+        found = {"nll": scores.nll, "correct": scores.correct, "tokens": jnp.ones_like(mask), "bytes": text_bytes}
+        return carry, {name: values * mask for name, values in found.items()}
 
     return of_model(
         model.cfg,
         loss=loss,
         summarize=summarize,
         predict=predict,
+        carry=lambda rows: model.empty_carry(rows) or (),
         constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},
     )
 

@@ -169,7 +169,7 @@ def make(model: Model, mask_id: int, special: Array, mask_share: float) -> Task:
         }
         return total, sums["tokens"], (carry, {"sums": sums})
 
-    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, Array]:
+    def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         asked = prepare(weights, constants, batch, jnp.zeros((), jnp.int32), None)
         hidden, mask = at_places(weights, asked, None), asked["loss_mask"]
         scores = chunked_scores(
@@ -177,7 +177,8 @@ def make(model: Model, mask_id: int, special: Array, mask_share: float) -> Task:
         )
         rows = jnp.arange(mask.shape[0])[:, None]
         spread = lambda values: jnp.zeros(batch["tokens"].shape).at[rows, asked["places"]].add(values * mask)
-        return {"nll": spread(scores.nll), "correct": spread(scores.correct), "tokens": spread(jnp.ones_like(mask))}
+        found = {"nll": spread(scores.nll), "correct": spread(scores.correct), "tokens": spread(jnp.ones_like(mask))}
+        return carry, found
 
     return of_model(
         model.cfg,

@@ -244,14 +244,14 @@ def make(model: Model, most_answer_tokens: int) -> Task:
         sums = {"nll": jnp.sum(nll * mask), "right": jnp.sum(right * mask), "rows": jnp.sum(mask)}
         return sums["nll"], sums["rows"], (carry, {"sums": sums})
 
-    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, Array]:
+    def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         del constants
         start, end = logits_of(weights, batch, None)
         inside = in_context(batch)
         score, first, last = best_spans(
             jnp.where(inside, start, IMPOSSIBLE), jnp.where(inside, end, IMPOSSIBLE), most_answer_tokens
         )
-        return {"score": score - start[:, 0] - end[:, 0], "first": first, "last": last}
+        return carry, {"score": score - start[:, 0] - end[:, 0], "first": first, "last": last}
 
     return of_model(
         model.cfg,

@@ -125,9 +125,9 @@ def make(model: Model, scale: float) -> Task:
         sums = {name: jnp.sum(values * mask) for name, values in terms.items()} | {"rows": jnp.sum(mask)}
         return sums["squared"], sums["rows"], (carry, {"sums": sums})
 
-    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, jax.Array]:
+    def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
         del constants
-        return {"said": text_logits(model, weights, batch, None)[:, 0]}
+        return carry, {"said": text_logits(model, weights, batch, None)[:, 0]}
 
     return of_model(
         model.cfg,

@@ -188,7 +188,7 @@ def predictions(trained: Trained, batches: Iterator[HostBatch]) -> dict[int, dic
     """Runs a task's `predict` over all rows; returns record -> outputs, by rising record."""
     predict, found = jax.jit(trained.task.predict), {}
     for batch in batches:
-        outputs = predict(trained.weights, trained.task.constants, to_device(batch, trained.mesh))
+        _, outputs = predict(trained.weights, trained.task.constants, (), to_device(batch, trained.mesh))
         outputs = {name: gather_host(value) for name, value in outputs.items()}
         for row, record in enumerate(gather_host(batch["record"]).tolist()):
             if record >= 0:

@@ -56,8 +56,12 @@ def evaluate_documents(
     by linearisation: documents count by their length, as they do in the ratio itself.
     """
     per_document: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    carry = None
     for batch in batches:
-        scores = jax.device_get(_gathered(predict(weights, task.constants, to_device(batch, mesh))))
+        on_device = to_device(batch, mesh)
+        carry = task.carry(next(iter(on_device.values())).shape[0]) if carry is None else carry
+        carry, scores = predict(weights, task.constants, carry, on_device)
+        scores = jax.device_get(_gathered(scores))
         documents = gather_host(batch["document"])
         for number in np.unique(documents[documents >= 0]):
             here = documents == number

@@ -276,12 +276,12 @@ def make(model: Model, token_bytes: np.ndarray, label_smoothing: float = 0.0) ->
         }
         return total, sums["tokens"], (carry, {"sums": sums})
 
-    def predict(weights: Any, constants: Any, batch: Batch) -> dict[str, Array]:
+    def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         del constants
         hidden, mask = read(weights, batch, None)
         params = model.head_params(weights["model"])
         scores = chunked_scores(model.head, params, hidden, batch["targets"], chunk=model.compute.loss_chunk)
-        return {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask}
+        return carry, {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask}
 
     return of_model(
         model.cfg,

@@ -49,7 +49,7 @@ class Task:
         and `aux["sums"]`, a dict of sums (numbers or small arrays) from which `summarize` makes metrics. All
         of `aux` is summed over microbatches, so whatever is in it must be a sum.
       summarize: `(sums as float64) -> metrics`, plain Python on totals over any number of batches.
-      predict: `(weights, constants, batch) -> outputs` for use after training.
+      predict: `(weights, constants, carry, batch) -> (carry, outputs)` for use after training.
       carry: `(rows) -> carry` at the start of an epoch.
       compression: see `Compression`.
       constants: arrays that the functions need but that are not trained.

@@ -117,3 +117,30 @@ def test_several_sources_are_read_one_after_the_other(spec):
 def test_errors_come_before_the_first_batch(spec, settings, message):
     with pytest.raises(UserError, match=message):
         pipeline.evaluation_batches(spec, TOKENIZER, **({"split": "all", "length": 8, "batch_size": 4} | settings))
+
+
+@pytest.mark.parametrize("length", [3, 8, 64])
+def test_streams_go_on_from_batch_to_batch_and_score_every_target_once(spec, length):
+    batches = run(spec, length=length, batch_size=2, stream=True, overlap=2 if length > 2 else 0)
+    expected = {i: list(text.encode()) + [TOKENIZER.eos] for i, text in enumerate(TEXTS) if text}
+    scored, open_document = {}, [-1, -1]
+    for batch in batches:
+        for lane in range(2):
+            documents = batch["document"][lane][batch["loss_mask"][lane] > 0].tolist()
+            if documents:
+                assert (documents[0] == open_document[lane]) == (not batch["reset"][lane])
+            targets = batch["targets"][lane][batch["loss_mask"][lane] > 0].tolist()
+            for document, target in zip(documents, targets):
+                scored.setdefault(document, []).append(target)
+            last = documents[-1] if documents else -1
+            ended = last < 0 or len(scored[last]) == len(expected[last])
+            open_document[lane] = -1 if ended else last
+    assert scored == expected
+
+
+def test_streams_are_the_same_rows_on_any_number_of_processes(spec):
+    whole = run(spec, batch_size=4, stream=True)
+    halves = [run(spec, batch_size=4, stream=True, process_index=i, process_count=2) for i in range(2)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])

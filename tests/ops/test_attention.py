@@ -1,5 +1,7 @@
 """Every form of attention equals the oracle; the oracle equals a loop over pairs written from the definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from fastlm.ops import attention
+from fastlm.ops.chunked_attention import chunked
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.softmax import TopK
 
 SCALE = 0.3
 
@@ -87,6 +91,24 @@ def test_forms_equal_plain_with_gradients(form, kind):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["causal", "full", "packed", "capped", "fewer_queries"])
+def test_chunked_equals_plain_over_several_blocks_with_gradients(kind):
+    queries = 6 if kind == "fewer_queries" else 11
+    q, k, v = make_qkv(kv_heads=2, queries=queries, keys=11)
+    segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 2, [1] * 11])
+    mask = MaskSpec(kind in ("causal", "packed", "capped"), *([segments] * 2 if kind == "packed" else []))
+    options = {"scale": SCALE, "cap": 2.0 if kind == "capped" else 0.0}
+    real = (segments != 0)[:, :queries, None, None] if kind == "packed" else 1.0
+    weight = real * jnp.arange(1.0, 1 + q.shape[-1])
+    runs = {"chunked": functools.partial(chunked, block=4), "plain": attention.plain}
+    loss = lambda run, q, k, v: jnp.sum(jnp.sin(run(q, k, v, mask, **options)) * weight)
+    got, expected = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, run), (0, 1, 2)))(q, k, v) for run in runs.values()
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_splash_interpreted_equals_plain(monkeypatch):
     """The TPU kernel, run by the Pallas interpreter."""
@@ -107,3 +129,8 @@ def test_choice_by_platform():
     assert attention.choose("gpu", shape, shape, mask, None, 30.0) == "plain"
     assert attention.choose("cpu", shape, shape, mask, None, 30.0) == "key_major"
     assert attention.choose("cpu", (2, 1, 4, 128), shape, mask, None, 0.0) == "plain"
+    long = (1, 4096, 4, 64)
+    assert attention.choose("cpu", long, long, mask, None, 0.0) == "chunked"
+    assert attention.choose("cpu", long, long, mask, jnp.zeros(()), 0.0) == "key_major"
+    assert attention.choose("cpu", long, long, mask, None, 0.0, TopK(8)) == "key_major"
+    assert attention.choose("gpu", shape, shape, mask, None, 0.0, TopK(8)) == "plain"

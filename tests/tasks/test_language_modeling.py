@@ -37,3 +37,37 @@ def test_bytes_are_those_of_the_scored_targets_only():
     assert float(aux["sums"]["bytes"]) == 2 + 4 + 0
     assert float(count) == 3
     assert float(total) == pytest.approx(float(aux["sums"]["nll"]))
+
+
+@pytest.mark.parametrize("attention", ["transformer_xl(memory=40)", ("linear", "local(window=7)")])
+def test_short_rows_with_memory_score_as_one_long_row_does(attention):
+    """The memory holds all that came before here, so how a document is cut into rows must not matter."""
+    model = Model(ModelConfig(vocab_size=16, max_length=64, layers=2, width=16, heads=2, attention=attention))
+    task = language_modeling.make(model, np.ones(16, np.int32))
+    params = task.init(jax.random.key(0), model.init(jax.random.key(0)))
+    tokens = np.random.default_rng(0).integers(0, 16, (2, 33)).astype(np.int32)
+    segments = np.array([[1] * 32, [1] * 11 + [2] * 21], np.int32)
+    positions = np.array([range(32), [*range(11), *range(21)]], np.int32)
+
+    def batch(start, stop):
+        own = segments[:, start:stop] - segments[:, start : start + 1] + 1
+        return {
+            "tokens": tokens[:, start:stop],
+            "targets": tokens[:, start + 1 : stop + 1],
+            "loss_mask": np.ones((2, stop - start), np.float32),
+            "segment_ids": own,
+            # As rows come: what is left of a document counts from 0 in each of them.
+            "positions": np.where(own == 1, np.arange(stop - start), positions[:, start:stop]).astype(np.int32),
+            "reset": np.full(2, start == 0),
+        }
+
+    predict = jax.jit(task.predict)
+    _, whole = predict(params, task.constants, task.carry(2), batch(0, 32))
+    carry, parts = task.carry(2), []
+    for start in (0, 8, 16, 24):
+        carry, scores = predict(params, task.constants, carry, batch(start, start + 8))
+        parts.append(scores["nll"])
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole["nll"], atol=2e-5)
+    np.testing.assert_array_equal(carry.length, [32, 21])
+    _, forgetful = predict(params, task.constants, task.carry(2), batch(8, 16))
+    assert np.abs(np.asarray(forgetful["nll"]) - parts[1]).max() > 1e-3

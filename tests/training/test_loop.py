@@ -57,8 +57,13 @@ def test_a_run_leaves_everything_behind(train, tmp_path):
     assert {1, 3, 6, 9, 12} <= set(steps)
 
 
-def test_resuming_equals_running_straight_bit_for_bit(train, tmp_path):
-    straight, _ = train("straight", training__steps=9, training__average_decay=0.9, model__dropout=0.1)
+MEMORY = {"model__attention": "transformer_xl(memory=16)", "data__mode": "stream"}
+
+
+@pytest.mark.parametrize("changes", [{}, MEMORY], ids=["packed", "memory"])
+def test_resuming_equals_running_straight_bit_for_bit(train, tmp_path, changes):
+    changes = {"training__steps": 9, "training__average_decay": 0.9, "model__dropout": 0.1} | changes
+    straight, _ = train("straight", **changes)
     original, calls = loop.StopRequest.now, []
 
     def stop_at_five(self, step):
@@ -67,13 +72,14 @@ def test_resuming_equals_running_straight_bit_for_bit(train, tmp_path):
 
     loop.StopRequest.now = stop_at_five
     try:
-        first, _ = train("twice", training__steps=9, training__average_decay=0.9, model__dropout=0.1)
+        first, _ = train("twice", **changes)
     finally:
         loop.StopRequest.now = original
     assert (first.status, first.step) == ("interrupted", 5)
-    second, lines = train("twice", training__steps=9, training__average_decay=0.9, model__dropout=0.1)
+    second, lines = train("twice", **changes)
     assert any("resuming" in line and "step 5" in line for line in lines)
     same(straight.state, second.state)
+    assert bool(jax.tree.leaves(straight.state.carry)) == (changes.get("data__mode") == "stream")
     assert straight.metrics == second.metrics
     rows = [row["step"] for row in logged(tmp_path / "twice") if "train/loss" in row]
     assert len(rows) == len(set(rows)), "no step is logged twice"

@@ -15,6 +15,7 @@ from fastlm.models.attention.full import FullAttention
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.local import LocalAttention, LocalOptions
 from fastlm.models.attention.projections import Attention, NoOptions
+from fastlm.models.attention.transformer_xl import TransformerXLAttention, TransformerXLOptions
 from fastlm.models.config import LayerConfig
 from fastlm.ops import softmax
 
@@ -73,6 +74,16 @@ KINDS: dict[str, Kind] = {
         softmax=True,
     ),
     "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
+    "transformer_xl": Kind(
+        TransformerXLAttention,
+        TransformerXLOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        carry=True,
+        softmax=True,
+    ),
 }
 
 NEEDS = {

@@ -48,7 +48,7 @@ class LocalAttention(Attention):
     @staticmethod
     def empty_cache(cfg: LayerConfig, options: LocalOptions, batch: int, slots: int, dtype: Any) -> WindowCache:
         """Returns room for the keys and values of a window less one."""
-        return WindowCache.empty(batch, options.window - 1, (cfg.kv_heads, cfg.head_dim), dtype)
+        return WindowCache.empty(batch, options.window - 1, [(cfg.kv_heads, cfg.head_dim)] * 2, dtype)
 
     @nn.compact
     def __call__(
@@ -69,7 +69,7 @@ class LocalAttention(Attention):
         segments = mask.key_segments
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
         if cache is not None:
-            k, v, segments, cache = cache.append(k, v, mask)
+            (k, v), segments, cache = cache.append((k, v), mask)
             past = k.shape[1] - q.shape[1]
         options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
         y = sliding_window(

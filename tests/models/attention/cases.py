@@ -8,4 +8,5 @@ CASES = (
     Case("local(window=4, block=3)", oracles.local),
     Case("local(window=3)", oracles.local, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
     Case("linear", oracles.linear),
+    Case("transformer_xl(memory=20)", oracles.transformer_xl),
 )

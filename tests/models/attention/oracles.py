@@ -27,3 +27,16 @@ def linear(pairs: Pairs) -> Array:
     """phi(x) = elu(x) + 1."""
     feature = lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
     return kernel(pairs, feature(pairs.q), feature(pairs.k))
+
+
+def transformer_xl(pairs: Pairs) -> Array:
+    """(q + u) . k + (q + w) . r(distance), softmax over all that is visible."""
+    params, (heads, width) = pairs.params, (pairs.cfg.heads, pairs.cfg.width)
+    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
+    angles = pairs.distance[..., None] * frequencies
+    r = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1) @ params["distance"]
+    r = r.reshape(*pairs.distance.shape, heads, -1)
+    content = jnp.einsum("BTNH,BSNH->BNTS", pairs.q + params["content_bias"], pairs.k)
+    position = jnp.einsum("BTNH,TSNH->BNTS", pairs.q + params["position_bias"], r)
+    scores = jnp.where(pairs.see[:, None], (content + position) * pairs.cfg.attention_scale, -1e30)
+    return jnp.einsum("BNTS,BSNH->BTNH", pairs.softmax(scores), pairs.v)
