@@ -13,17 +13,14 @@ see the same minutes of a machine that others may be using; ratios are medians o
 
 import argparse
 import functools
-import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.train_throughput import ALLOCATOR, answer
+from experiments.benchmarks import workers
 
 PAD, END, FIRST = 0, 1, 2
 VARIANTS = ("transformers float32", "fastlm float32", "transformers bfloat16", "fastlm bfloat16")
@@ -153,35 +150,23 @@ def our_search(folder: str, dtype: str, sources: list[list[int]], scored: bool, 
 
 
 def work(variant: str) -> None:
-    """The body of one process: a search for every line of JSON on standard input."""
+    """The body of one process: a search for every request."""
     library, dtype = variant.split()
     search = {"transformers": their_search, "fastlm": our_search}[library]
-    for line in sys.stdin:
-        request = json.loads(line)
-        start, busy = time.perf_counter(), sum(os.times()[:2])
-        found = search(request["folder"], dtype, request["sources"], request["scored"], request["settings"])
-        timing = {"seconds": time.perf_counter() - start, "cpu": sum(os.times()[:2]) - busy}
-        print(json.dumps({"found": found} | timing), flush=True)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        found = []
+        run = lambda: found.append(
+            search(request["folder"], dtype, request["sources"], request["scored"], request["settings"])
+        )
+        return workers.timed(run) | {"found": found[0]}
+
+    workers.serve(answer)
 
 
-def start_worker(variant: str, torch_python: str) -> subprocess.Popen:
-    """Starts the process of a variant."""
-    python = torch_python if variant.startswith("transformers") else sys.executable
-    return subprocess.Popen(
-        [python, os.path.abspath(__file__), "--worker", variant],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **ALLOCATOR, "PYTHONPATH": os.getcwd()},
-    )
-
-
-def ask(worker: subprocess.Popen, folder: Path, sources: list, settings: dict[str, Any], scored: bool) -> dict:
+def ask(worker: workers.Worker, folder: Path, sources: list, settings: dict[str, Any], scored: bool) -> dict:
     """Has a worker search; returns what it found, and its seconds."""
-    request = {"folder": str(folder), "sources": sources, "settings": settings, "scored": scored}
-    worker.stdin.write(json.dumps(request) + "\n")
-    worker.stdin.flush()
-    return answer(worker)
+    return worker.ask({"folder": str(folder), "sources": sources, "settings": settings, "scored": scored})
 
 
 def draw_sources(count: int, longest: int, vocabulary: int) -> list[list[int]]:
@@ -192,13 +177,13 @@ def draw_sources(count: int, longest: int, vocabulary: int) -> list[list[int]]:
     return [rng.integers(FIRST + 1, vocabulary, longest - i % 12).tolist() for i in range(count)]
 
 
-def compare(workers: dict[str, subprocess.Popen], folder: Path) -> str:
+def compare(running: dict[str, workers.Worker], folder: Path) -> str:
     """Returns a Markdown table of where both find the same, over the tiny models and all settings."""
     lines = ["| model | settings | hypotheses | same tokens | largest difference of scores |", "|---|---|---|---|---|"]
     for name in MODELS:
         for title, settings in SETTINGS.items() if name != "large" else ():
             request = (folder / name, draw_sources(5, 13, 97), settings, True)
-            theirs, ours = (ask(workers[variant], *request)["found"] for variant in VARIANTS[:2])
+            theirs, ours = (ask(running[variant], *request)["found"] for variant in VARIANTS[:2])
             pairs = [pair for rows in zip(theirs, ours, strict=True) for pair in zip(*rows, strict=True)]
             same = sum(a[0] == b[0] for a, b in pairs)
             apart = max(abs(a[1] - b[1]) for a, b in pairs)
@@ -206,20 +191,20 @@ def compare(workers: dict[str, subprocess.Popen], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def time_turns(workers: dict[str, subprocess.Popen], folder: Path, sources: list, tokens: int, turns: int) -> dict:
+def time_turns(running: dict[str, workers.Worker], folder: Path, sources: list, tokens: int, turns: int) -> dict:
     """Returns every variant's answers, one per turn, in alternation after one turn that is not counted."""
     settings = {"beams": 4, "n_best": 1, "max_tokens": tokens, "start": PAD, "end": END, "forbidden": [PAD, END]}
-    results: dict[str, list[dict]] = {variant: [] for variant in workers}
-    for turn in range(turns + 1):
-        for variant, worker in workers.items():
-            result = ask(worker, folder / "large", sources, settings, False)
-            lengths = {len(hypotheses[0][0]) for hypotheses in result["found"]}
-            if lengths != {tokens}:
-                raise SystemExit(f"{variant} wrote {lengths} tokens instead of {tokens}: not the same work")
-            if turn:
-                results[variant].append(result)
-            time.sleep(0.5)  # threads of the last variant may still be spinning
-    return results
+
+    def turn(worker: workers.Worker) -> dict:
+        result = ask(worker, folder / "large", sources, settings, False)
+        lengths = {len(hypotheses[0][0]) for hypotheses in result["found"]}
+        if lengths != {tokens}:
+            raise SystemExit(f"a variant wrote {lengths} tokens instead of {tokens}: not the same work")
+        return result
+
+    asks = {variant: functools.partial(turn, worker) for variant, worker in running.items()}
+    workers.take_turns(asks, 1)
+    return workers.take_turns(asks, turns)
 
 
 def table(results: dict[str, list[dict]], rows: int) -> str:
@@ -260,18 +245,19 @@ def main() -> None:
         parser.error("--torch-python is needed: the peer is transformers")
     timed = flags.variants.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
         command = [flags.torch_python, os.path.abspath(__file__), "--save", folder]
-        subprocess.run(command, check=True, env=environment)
-        workers = {variant: start_worker(variant, flags.torch_python) for variant in {*VARIANTS[:2], *timed}}
-        print(compare(workers, Path(folder)), flush=True)
+        subprocess.run(command, check=True, env=workers.environment())
+        python = {variant: flags.torch_python if variant.startswith("transformers") else None for variant in VARIANTS}
+        running = {
+            variant: workers.Worker(__file__, "--worker", variant, python=python[variant])
+            for variant in {*VARIANTS[:2], *timed}
+        }
+        print(compare(running, Path(folder)), flush=True)
         sources = draw_sources(flags.batch, 40, _LARGE["vocab_size"])
-        chosen = {variant: workers[variant] for variant in timed}
+        chosen = {variant: running[variant] for variant in timed}
         results = time_turns(chosen, Path(folder), sources, flags.tokens, flags.turns)
         print(table(results, flags.batch))
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
+        workers.close(running.values())
     return None
 
 

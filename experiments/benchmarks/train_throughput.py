@@ -6,31 +6,20 @@ float32 master weights, mean cross-entropy; a step is forward, backward and upda
 
     launch/local.sh -m experiments.benchmarks.train_throughput --torch-python PYTHON_THAT_HAS_TORCH
 
-About five minutes on 2 cores. Notable: each variant lives in a process of its own that waits between its
-turns, so that all see the same minutes of a machine that others may be using; the figure is the median
-over turns with its quartiles, and ratios are medians of per-turn ratios. All processes get the
-same allocator settings (`ALLOCATOR`), without which each framework spends its time on page faults.
-PyTorch is optional: without --torch-python only fastlm is measured.
+About five minutes on 2 cores. Variants take turns (see `workers`); the figure is the median over turns with its
+quartiles. PyTorch is optional: without --torch-python only fastlm is measured.
 """
 
 import argparse
 import functools
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+
+from experiments.benchmarks import workers
 
 VOCABULARY, WIDTH, HEADS, MLP, LAYERS, LENGTH, BATCH = 8192, 384, 6, 1536, 6, 256, 16
 MICROBATCHES = 4  # ours: four rows' activations stay in the cache; PyTorch is faster without
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_ARENA_MAX": "1",
-    "JAX_PLATFORMS": "cpu",
-}
 VARIANTS = (
     "torch eager f32",
     "torch compile f32",
@@ -135,52 +124,21 @@ def jax_step(dtype: str) -> Callable[[], float]:
 
 
 def work(variant: str) -> None:
-    """The body of one process: build, warm up, then a turn of steps for every line on standard input."""
+    """The body of one process: build, warm up, then as many steps as each request says."""
     *torch_form, dtype = variant.removeprefix("torch ").split()
     step = jax_step(dtype) if variant.startswith("fastlm") else torch_step(torch_form[0], dtype)
     for _ in range(3):
-        loss = step()
-    print(json.dumps({"loss": loss}), flush=True)
-    for line in sys.stdin:
-        start, busy = time.perf_counter(), sum(os.times()[:2])
-        for _ in range(int(line)):
-            step()
-        seconds, busy = time.perf_counter() - start, sum(os.times()[:2]) - busy
-        print(json.dumps({"seconds": seconds / int(line), "cpu": busy / int(line)}), flush=True)
-
-
-def answer(process: subprocess.Popen) -> dict:
-    """Returns the next JSON line of a worker; anything else it prints is skipped."""
-    for line in process.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    raise SystemExit(f"a worker ended with status {process.wait()}: {process.args}")
+        step()
+    workers.serve(lambda steps: workers.timed(step, steps))
 
 
 def measure(variants: list[str], torch_python: str | None, turns: int, steps: int) -> dict[str, list[dict]]:
     """Returns seconds and CPU seconds per step of every variant, one entry per turn."""
-    workers = {}
-    for variant in variants:
-        python = torch_python if variant.startswith("torch") else sys.executable
-        command = [python, os.path.abspath(__file__), "--worker", variant]
-        workers[variant] = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ALLOCATOR, "PYTHONPATH": os.getcwd()},
-        )
-        answer(workers[variant])  # one warms up at a time
-    results = {variant: [] for variant in variants}
-    for _ in range(turns):
-        for variant, process in workers.items():
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-            results[variant].append(answer(process))
-            time.sleep(0.5)  # threads of the last variant may still be spinning
-    for process in workers.values():
-        process.stdin.close()
-        process.wait()
+    python = {variant: torch_python if variant.startswith("torch") else None for variant in variants}
+    running = {variant: workers.Worker(__file__, "--worker", variant, python=python[variant]) for variant in variants}
+    asks = {variant: functools.partial(worker.ask, steps) for variant, worker in running.items()}
+    results = workers.take_turns(asks, turns)
+    workers.close(running.values())
     return results
 
 

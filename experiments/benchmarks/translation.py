@@ -12,19 +12,19 @@ PyTorch's training is resumable: it saves itself in `--folder` every 100 steps. 
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.train_throughput import ALLOCATOR, answer
+from experiments.benchmarks import workers
 
 CONFIG = "configs/translate_transformer.py"
 VARIANTS = ("torch f32", "torch bf16", "fastlm f32", "fastlm bf16")
@@ -201,17 +201,12 @@ def fastlm_turn(dtype: str, folder: Path) -> Callable[[], float]:
 
 
 def work(variant: str, folder: Path) -> None:
-    """The body of a timed process: warm up, then a turn of steps for every line on standard input."""
+    """The body of a timed process: warm up, then as many steps as each request says."""
     framework, dtype = variant.split()
     step = (torch_turn if framework == "torch" else fastlm_turn)(dtype, folder)
     for _ in range(3):
-        loss = step()
-    print(json.dumps({"loss": loss}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps({"seconds": (time.perf_counter() - start) / int(line)}), flush=True)
+        step()
+    workers.serve(lambda steps: workers.timed(step, steps))
 
 
 def prepare(folder: Path) -> None:
@@ -286,27 +281,18 @@ def compare(folder: Path, workdir: str) -> None:
 
 def speed(folder: Path, torch_python: str, turns: int, steps: int) -> None:
     """Prints seconds per step of each variant and the ratio to PyTorch's faster one."""
-    workers = {}
-    for variant in VARIANTS:
-        python = torch_python if variant.startswith("torch") else sys.executable
-        workers[variant] = subprocess.Popen(
-            [python, os.path.abspath(__file__), "--worker", variant, "--folder", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ALLOCATOR, "PYTHONPATH": os.getcwd()},
+    running = {
+        variant: workers.Worker(
+            __file__,
+            *("--worker", variant, "--folder", str(folder)),
+            python=torch_python if variant.startswith("torch") else None,
         )
-        answer(workers[variant])
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for _ in range(turns):
-        for variant, process in workers.items():
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-            seconds[variant].append(answer(process)["seconds"])
-            time.sleep(0.5)  # threads of the last variant may still be spinning
-    for process in workers.values():
-        process.stdin.close()
-        process.wait()
+        for variant in VARIANTS
+    }
+    asks = {variant: functools.partial(worker.ask, steps) for variant, worker in running.items()}
+    results = workers.take_turns(asks, turns)
+    workers.close(running.values())
+    seconds = {variant: [turn["seconds"] for turn in taken] for variant, taken in results.items()}
     best = min(VARIANTS[:2], key=lambda variant: statistics.median(seconds[variant]))
     print(f"| variant | s/step (median) | quartiles | ratio to {best} |\n|---|---|---|---|")
     for variant, taken in seconds.items():
@@ -337,7 +323,7 @@ def main() -> None:
             prepare(folder)
         if not flags.speed_only:
             command = [flags.torch_python, os.path.abspath(__file__), "--worker", "train", "--folder", str(folder)]
-            subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR, "PYTHONPATH": os.getcwd()})
+            subprocess.run(command, check=True, env=workers.environment())
             compare(folder, flags.workdir)
         speed(folder, flags.torch_python, flags.turns, flags.steps)
 

@@ -13,6 +13,7 @@ probabilities from fused forms (`attention_probabilities` recomputes them for ca
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,17 +81,30 @@ def fused(
 
 
 def splash(
-    q, k, v, mask: MaskSpec, bias=None, *, scale: float, cap: float = 0.0, softmax: Softmax = Exact()
+    q,
+    k,
+    v,
+    mask: MaskSpec,
+    bias=None,
+    *,
+    scale: float,
+    cap: float = 0.0,
+    softmax: Softmax = Exact(),
+    pattern: Callable[[tuple[int, int]], Any] | None = None,
 ) -> Float[Array, "B T N H"]:
     """The TPU splash kernel: block-sparse flash attention, causal or full, with segments and soft-cap.
 
     The compiler cannot cut a kernel, so under a mesh each device runs it on its own rows and heads.
+
+    Args:
+      pattern: makes of (T, S) the kernel's static mask (`splash_attention_mask`), instead of what `mask.causal` says:
+        blocks in which nothing is visible cost nothing.
     """
     del bias, softmax
     group = q.shape[2] // k.shape[2]
     q, k, v = (jnp.swapaxes(t, 1, 2) for t in (q * scale, jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)))
     segments = None if mask.query_segments is None else (mask.query_segments, mask.key_segments)
-    attend = functools.partial(_splash_on_one_device, causal=mask.causal, cap=cap)
+    attend = functools.partial(_splash_on_one_device, pattern=pattern or _causal_or_full(mask.causal), cap=cap)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
         heads = rules.partition_spec(("batch", "heads", None, None), q.shape, mesh)
@@ -100,12 +114,24 @@ def splash(
     return jnp.swapaxes(attend(q, k, v, segments), 1, 2).astype(q.dtype)
 
 
-def _splash_on_one_device(q, k, v, segments, *, causal: bool, cap: float) -> Float[Array, "B N T H"]:
+def _causal_or_full(causal: bool) -> Callable[[tuple[int, int]], Any]:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    return masks.CausalMask if causal else masks.FullMask
+
+
+def splash_window(back: int, ahead: int) -> Callable[[tuple[int, int]], Any]:
+    """Returns the pattern of a window: so many tokens behind and ahead of each."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    return lambda shape: masks.LocalMask(shape, (back, ahead), 0)
+
+
+def _splash_on_one_device(q, k, v, segments, *, pattern, cap: float) -> Float[Array, "B N T H"]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    shape = (q.shape[2], k.shape[2])
-    one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    one = pattern((q.shape[2], k.shape[2]))
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([one] * q.shape[1]), head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap or None
     )

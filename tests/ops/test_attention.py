@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
+from fastlm.models.attention.local import sliding_window
 from fastlm.ops import attention
 from fastlm.ops.chunked_attention import chunked
 from fastlm.ops.masks import MaskSpec
@@ -119,6 +120,11 @@ def test_splash_interpreted_equals_plain(monkeypatch):
     for mask in (MaskSpec(), MaskSpec(True, segments, segments)):
         got = attention.splash(q, k, v, mask, scale=SCALE)
         np.testing.assert_allclose(got, attention.plain(q, k, v, mask, scale=SCALE), atol=2e-5)
+    for causal, window in ((True, 20), (False, 7)):
+        pattern = attention.splash_window(window - 1, 0 if causal else window - 1)
+        got = attention.splash(q, k, v, MaskSpec(causal), scale=SCALE, pattern=pattern)
+        expected = sliding_window(q, k, v, None, window=window, causal=causal, scale=SCALE)
+        np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_choice_by_platform():

@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fastlm.models import Compute, Model, ModelConfig, abstract
+from fastlm.models.attention import KINDS
 from fastlm.ops import attention
 from fastlm.ops.masks import MaskSpec
 from fastlm.parallel import mesh as meshes
@@ -102,6 +103,27 @@ def attention_forms():
         for name, ids, cap in (("causal", None, 0.0), ("packed", segments, 0.0), ("capped", segments, 30.0)):
             program = jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=4)
             found[name] = report(program.lower(q, k, k, ids, cap).compile())
+    return found
+
+
+def attention_kinds():
+    """Compiles a layer of each attention kind, forward and backward, for one TPU."""
+    mesh = tpu_mesh(1, 1, 1, 1)
+    here = NamedSharding(mesh, PartitionSpec())
+    on_chip = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    tokens = on_chip(jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32))
+    found = {}
+    for name, kind in KINDS.items():
+        family = {} if kind.causal else {"family": "encoder", "head": "none"}
+        sizes = {"layers": 1, "heads": 4, "kv_heads": 2, "head_dim": 128, "attention": name}
+        cfg = dataclasses.replace(CFG, **sizes, **family)
+        model, params = Model(cfg, Compute(dtype="bfloat16")), jax.tree.map(on_chip, abstract(cfg)[0])
+        packed = {"segment_ids": tokens} if kind.packed else {}
+        loss = lambda params, tokens, packed: jnp.sum(
+            model.features(params, tokens, **packed)[0].astype(jnp.float32)  # noqa: B023
+        )
+        with jax.set_mesh(mesh):
+            found[name] = report(jax.jit(jax.grad(loss)).lower(params, tokens, packed).compile())
     return found
 
 

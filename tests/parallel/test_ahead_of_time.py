@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fastlm.models.attention import KINDS
+
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(__file__).with_name("ahead_of_time_programs.py")
 ROOT = PROGRAMS.parent.parent.parent
@@ -78,6 +80,12 @@ def test_the_splash_form_compiles_for_a_tpu_forward_and_backward(libtpu):
     assert {name: program["splash"] for name, program in found.items()} == dict.fromkeys(
         ("causal", "packed", "capped"), True
     )
+
+
+def test_every_attention_kind_compiles_for_a_tpu_and_those_with_a_kernel_use_it(libtpu):
+    found = compile_elsewhere("attention_kinds", libtpu)
+    assert set(found) == set(KINDS)
+    assert {name for name, program in found.items() if program["splash"]} >= {"full", "local"}
 
 
 def test_the_fused_form_lowers_for_cuda():

@@ -3,6 +3,7 @@
 Cost: time and memory O(T (window + block)): queries are taken in blocks, each with the blocks of keys that its window
 touches, so nothing of size T x T exists. Decoding keeps the last window - 1 keys and values, whatever T is.
 Papers: Longformer arXiv 2004.05150, Mistral 2310.06825; as "local attention" in Long Range Arena 2011.04006.
+On a TPU the splash kernel that ships with jax runs it, where its blocks fit.
 Left out: windows that differ by head (Longformer's dilated heads; see the kind "dilated").
 
 Dims: B batch, T time, D embed, C blocks, b tokens of a block, m keys that a block sees, N heads, H head dim.
@@ -18,9 +19,11 @@ from jaxtyping import Array, Float, Int
 from fastlm.errors import UserError
 from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
+from fastlm.ops import attention
 from fastlm.ops.blocks import attend_blocks, blocked, spans, unblocked, weights_by_pair
 from fastlm.ops.caches import WindowCache
 from fastlm.ops.masks import MaskSpec
+from fastlm.parallel.platforms import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +75,12 @@ class LocalAttention(Attention):
             (k, v), segments, cache = cache.append((k, v), mask)
             past = k.shape[1] - q.shape[1]
         options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
-        y = sliding_window(
-            q, k, v, segments, window=self.options.window, causal=mask.causal, block=self.options.block, **options
-        )
+        window, block = self.options.window, self.options.block
+        if cache is None and self.softmax.fused and on_splash(q, k, mask):
+            pattern = attention.splash_window(window - 1, 0 if mask.causal else window - 1)
+            y = attention.splash(q, k, v, mask, pattern=pattern, **options)
+        else:
+            y = sliding_window(q, k, v, segments, window=window, causal=mask.causal, block=block, **options)
         if "attention" in self.capture:
             slots = jnp.arange(k.shape[1])
             near = _within(slots[past:, None], slots, self.options.window, mask.causal)[None]
@@ -124,6 +130,11 @@ def sliding_window(
         own, other = blocked(segments[:, past:], block), seen(segments)
         visible &= (own[..., None] == other[..., None, :]) & (other != 0)[..., None, :]
     return unblocked(attend_blocks(blocked(q, block), seen(k), seen(v), visible, **options), queries)
+
+
+def on_splash(q: Array, k: Array, mask: MaskSpec) -> bool:
+    """Whether the TPU kernel runs here and takes these shapes; it skips the blocks that no window touches."""
+    return target_platform() == "tpu" and attention.splash_fits(q.shape, k.shape, mask, None)
 
 
 def best_block(window: int) -> int:
