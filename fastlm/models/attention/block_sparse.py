@@ -191,7 +191,9 @@ def _attend_table(q, k, v, segments, skipped, pattern, causal, options) -> Float
     own = blocked(segments, block)
     first, count = skipped // block, own.shape[1]
     table, counts = (x[first:] for x in blocks_seen(pattern, count, causal))
-    gathered = lambda x: x[:, table].reshape(x.shape[0], *table.shape[:1], -1, *x.shape[3:])
+    gathered = lambda x: (
+        x.at[:, table].get(mode="promise_in_bounds").reshape(x.shape[0], *table.shape[:1], -1, *x.shape[3:])
+    )
     other = gathered(own)
     visible = jnp.repeat(counts, block, axis=1)[:, None] & (own[:, first:, :, None] == other[:, :, None])
     visible &= (other != 0)[:, :, None]
