@@ -11,6 +11,9 @@ from typing import Any
 
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
+from fastlm.models.attention.block_sparse import BlockSparseAttention, BlockSparseOptions
+from fastlm.models.attention.chunk import ChunkAttention, ChunkOptions
+from fastlm.models.attention.dilated import DilatedAttention, DilatedOptions
 from fastlm.models.attention.full import FullAttention
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.local import LocalAttention, LocalOptions
@@ -73,7 +76,43 @@ KINDS: dict[str, Kind] = {
         carry=True,
         softmax=True,
     ),
-    "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
+    "chunk": Kind(
+        ChunkAttention,
+        ChunkOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        carry=True,
+        softmax=True,
+    ),
+    "dilated": Kind(
+        DilatedAttention,
+        DilatedOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        softmax=True,
+    ),
+    "block_sparse": Kind(
+        BlockSparseAttention,
+        BlockSparseOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        softmax=True,
+    ),
+    "linear": Kind(
+        LinearAttention,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        cross=True,
+        decode=True,
+        carry=True,
+    ),
     "transformer_xl": Kind(
         TransformerXLAttention,
         TransformerXLOptions,

@@ -9,4 +9,14 @@ CASES = (
     Case("local(window=3)", oracles.local, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
     Case("linear", oracles.linear),
     Case("transformer_xl(memory=20)", oracles.transformer_xl),
+    Case("chunk(size=4)", oracles.chunk),
+    Case("chunk(size=2, back=2)", oracles.chunk, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
+    Case("dilated(stride=4)", oracles.dilated),
+    Case("dilated(stride=2)", oracles.dilated, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
+    Case("block_sparse(block=2, window=3, global_blocks=1, random=2)", oracles.block_sparse),
+    Case(
+        "block_sparse(block=3, window=1, global_blocks=2, random=1, seed=5)",
+        oracles.block_sparse,
+        {"kv_heads": 2, "positions": "none", "qk_norm": False},
+    ),
 )

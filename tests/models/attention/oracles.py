@@ -1,6 +1,7 @@
 """What each attention kind should give, from its definition: dense, slow, one function each."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from tests.models.attention.bench import Pairs
@@ -40,3 +41,29 @@ def transformer_xl(pairs: Pairs) -> Array:
     position = jnp.einsum("BTNH,TSNH->BNTS", pairs.q + params["position_bias"], r)
     scores = jnp.where(pairs.see[:, None], (content + position) * pairs.cfg.attention_scale, -1e30)
     return jnp.einsum("BNTS,BSNH->BTNH", pairs.softmax(scores), pairs.v)
+
+
+def chunk(pairs: Pairs) -> Array:
+    """Softmax over the token's own chunk of slots and `back` chunks around; causality has cut what lies ahead."""
+    of = np.arange(pairs.see.shape[1]) // pairs.options.size
+    return pairs.attend(pairs.see & (abs(of[:, None] - of) <= pairs.options.back))
+
+
+def dilated(pairs: Pairs) -> Array:
+    """Softmax over all that is less than a stride away, or a multiple of it."""
+    distance, stride = abs(pairs.distance), pairs.options.stride
+    return pairs.attend(pairs.see & ((distance < stride) | (distance % stride == 0)))
+
+
+def block_sparse(pairs: Pairs) -> Array:
+    """Softmax over blocks: near ones, the first ones, drawn ones; an encoder's first ones see all."""
+    options, causal = pairs.options, pairs.cfg.causal
+    of = np.arange(pairs.see.shape[1]) // options.block
+    near, first = abs(of[:, None] - of) <= options.window // 2, of < options.global_blocks
+    seen = near | first | ((not causal) & first[:, None])
+    for i in range(of[-1] + 1):
+        others = {j for j in range(of[-1] + 1) if abs(i - j) > options.window // 2 and j >= options.global_blocks}
+        others = sorted(j for j in others if j < i or not causal)
+        drawn = np.random.default_rng((options.seed, i)).choice(others, min(options.random, len(others)), replace=False)
+        seen |= (of == i)[:, None] & np.isin(of, drawn)
+    return pairs.attend(pairs.see & seen)

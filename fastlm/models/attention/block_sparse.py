@@ -1,0 +1,205 @@
+"""Block-sparse softmax attention: a window of blocks, the first blocks of the row, and a few blocks drawn at random.
+
+Rows are cut into blocks of `block` slots. A query sees the `window` blocks around its own (itself in the middle), the
+row's first `global_blocks`, and `random` others; a block that is several of these counts once. In an encoder the
+queries of the global blocks see everything. A decoder has the same pattern less what lies ahead, and draws random
+blocks among those before the window. Blocks are aligned to the slots of a row: in a packed row the global ones are of
+the first document, and the others do not see them.
+
+Notable: the draw of query block i depends on `seed` and i alone (in an encoder also on the count of blocks), and is
+made while tracing, so a pattern is a constant and decoding repeats that of whole rows, however long they are. All
+heads share it; layers get different ones by a pattern of layers whose seeds differ.
+Cost: time and memory O(T block (window + global_blocks + random)), of an encoder's global queries also
+O(T block global_blocks). Decoding keeps all keys and values, and a step gathers the blocks it needs.
+Papers: BigBird arXiv 2007.14062; Longformer 2004.05150 (random = 0).
+Left out: projections of their own for global tokens (Longformer), and tokens added in front as global ones (BigBird's
+ETC form): the first blocks of the row serve. The Pallas splash kernel for TPU takes such a pattern as its static mask;
+for now every platform runs `attend_blocks`.
+
+Dims: B batch, T time, S key time, D embed, C blocks, b tokens of a block, n blocks seen by one, m keys that these
+hold, N heads, K kv heads, H head dim.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fastlm.errors import UserError
+from fastlm.models.attention.projections import Attention
+from fastlm.models.config import LayerConfig
+from fastlm.ops.blocks import attend_blocks, blocked, unblocked, weights_by_pair
+from fastlm.ops.cached_patterns import attend_cached
+from fastlm.ops.caches import KVCache
+from fastlm.ops.masks import MaskSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSparseOptions:
+    """Options of "block_sparse"; the defaults are BigBird's.
+
+    Attributes:
+      block: slots of a block.
+      window: blocks around a query's own, which is the middle one; odd.
+      global_blocks: first blocks of the row, seen by all.
+      random: blocks drawn for each block of queries.
+      seed: of the draw.
+    """
+
+    block: int = 64
+    window: int = 3
+    global_blocks: int = 2
+    random: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise UserError(f"block_sparse: block must be at least 1, got {self.block}")
+        if self.window < 1 or self.window % 2 == 0:
+            raise UserError(f"block_sparse: window must be an odd number of blocks, got {self.window}")
+        if min(self.global_blocks, self.random, self.seed) < 0:
+            raise UserError(
+                "block_sparse: global_blocks, random and seed must not be negative, got "
+                f"{self.global_blocks}, {self.random} and {self.seed}"
+            )
+
+
+class BlockSparseAttention(Attention):
+    """See the header."""
+
+    @staticmethod
+    def empty_cache(cfg: LayerConfig, options: BlockSparseOptions, batch: int, slots: int, dtype: Any) -> KVCache:
+        """Returns room for the keys and values of `slots` tokens."""
+        return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        mask: MaskSpec,
+        bias: None = None,
+        cache: KVCache | None = None,
+        rng: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
+        """See `Attention`."""
+        del bias, rng
+        cfg = self.cfg
+        q, k, v = self.queries_keys_values(x, context, positions)
+        aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
+        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        pattern = {"pattern": self.options, "causal": mask.causal}
+        rows = lambda q, k, v: attend_pattern(q, k, v, mask.key_segments, **pattern, **options)
+        if cache is None:
+            y = rows(q, k, v)
+        else:
+            cache = cache.write(k, v, jnp.zeros((x.shape[0],), jnp.int32) if mask.offset is None else mask.offset)
+            k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
+            slots_of = functools.partial(_slots_of, pattern=self.options, slots=k.shape[1])
+            y = attend_cached(q, k, v, mask.offset, slots_of, rows, **options)
+        if "attention" in self.capture:
+            aux["attention"] = weights_by_pair(q, k, _visible(mask, self.options, q.shape[1], k.shape[1]), **options)
+        return self.output(y), cache, aux
+
+
+@functools.lru_cache
+def blocks_seen(
+    pattern: BlockSparseOptions, count: int, causal: bool
+) -> tuple[Int[np.ndarray, "C n"], Bool[np.ndarray, "C n"]]:
+    """Returns the blocks that each block of queries sees, by number, and which of these entries count."""
+    here, reach = np.arange(count)[:, None], pattern.window // 2
+    window = here + np.arange(-reach, 1 if causal else reach + 1)
+    first = np.broadcast_to(np.arange(min(pattern.global_blocks, count)), (count, min(pattern.global_blocks, count)))
+    drawn = np.full((count, pattern.random), -1)
+    for i in range(count):
+        before = np.arange(pattern.global_blocks, i - reach)
+        behind = np.arange(max(i + reach + 1, pattern.global_blocks), count)
+        others = before if causal else np.concatenate([before, behind])
+        some = min(pattern.random, len(others))
+        drawn[i, :some] = np.random.default_rng((pattern.seed, i)).choice(others, some, replace=False)
+    outside = (first < here - reach) | ((first > here + reach) & (not causal))
+    counts = np.concatenate([(window >= 0) & (window < count), outside, drawn >= 0], axis=1)
+    table = np.where(counts, np.concatenate([window, first, drawn], axis=1), 0)
+    used = counts.any(axis=0)
+    return table[:, used], counts[:, used]
+
+
+def _slots_of(
+    query: Int[Array, "B T"], pattern: BlockSparseOptions, slots: int
+) -> tuple[Int[Array, "B T m"], Bool[Array, "B T m"]]:
+    """Where tokens of rows of so many slots look back, and whether each counts."""
+    table, counts = (jnp.asarray(x) for x in blocks_seen(pattern, -(-slots // pattern.block), True))
+    own, inside = query // pattern.block, jnp.arange(pattern.block)
+    keys = (table[own][..., None] * pattern.block + inside).reshape(*query.shape, -1)
+    return keys, jnp.repeat(counts[own], pattern.block, axis=-1) & (keys <= query[..., None])
+
+
+def _visible(mask: MaskSpec, pattern: BlockSparseOptions, queries: int, keys: int) -> Bool[Array, "b T S"]:
+    count = -(-keys // pattern.block)
+    table, counts = blocks_seen(pattern, count, mask.causal)
+    seen = np.zeros((count, count), bool)
+    np.logical_or.at(seen, (np.arange(count)[:, None], table), counts)
+    if not mask.causal:
+        seen[: pattern.global_blocks] = True
+    start = jnp.zeros((1,), jnp.int32) if mask.offset is None else mask.offset
+    own = (start[:, None] + jnp.arange(queries)) // pattern.block
+    near = jnp.asarray(seen)[own][..., np.arange(keys) // pattern.block]
+    allowed = mask.dense(queries, keys)
+    return near if allowed is None else near & allowed[:, 0]
+
+
+def attend_pattern(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"] | None,
+    *,
+    pattern: BlockSparseOptions,
+    causal: bool,
+    **options: Any,
+) -> Float[Array, "B T N H"]:
+    """Returns attention of each block of a row to the blocks that `pattern` gives it.
+
+    Args:
+      segments: document number of each token, 0 for padding; a token sees its own document.
+      options: scale, cap and softmax, as in `attend_blocks`.
+    """
+    tokens = q.shape[1]
+    segments = jnp.ones((1, tokens), jnp.int32) if segments is None else segments
+    everywhere = 0 if causal else min(pattern.global_blocks * pattern.block, tokens)
+    parts = []
+    if everywhere:
+        visible = (segments[:, :everywhere, None] == segments[:, None]) & (segments != 0)[:, None]
+        parts.append(
+            attend_blocks(q[:, :everywhere][:, None], k[:, None], v[:, None], visible[:, None], **options)[:, 0]
+        )
+    if everywhere < tokens:
+        y = _attend_table(q, k, v, segments, everywhere, pattern, causal, options)
+        parts.append(unblocked(y, tokens - everywhere))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _attend_table(q, k, v, segments, skipped, pattern, causal, options) -> Float[Array, "B C b N H"]:
+    """Attention of the blocks of queries behind the first `skipped` slots."""
+    block = min(pattern.block, q.shape[1])
+    own = blocked(segments, block)
+    first, count = skipped // block, own.shape[1]
+    table, counts = (x[first:] for x in blocks_seen(pattern, count, causal))
+    gathered = lambda x: (
+        x.at[:, table].get(mode="promise_in_bounds").reshape(x.shape[0], *table.shape[:1], -1, *x.shape[3:])
+    )
+    other = gathered(own)
+    visible = jnp.repeat(counts, block, axis=1)[:, None] & (own[:, first:, :, None] == other[:, :, None])
+    visible &= (other != 0)[:, :, None]
+    if causal:
+        slots = np.arange(count * block, dtype=np.int32).reshape(count, block)
+        visible &= slots[table].reshape(len(table), 1, -1) <= slots[first:, :, None]
+    return attend_blocks(
+        blocked(q, block)[:, first:], gathered(blocked(k, block)), gathered(blocked(v, block)), visible, **options
+    )
