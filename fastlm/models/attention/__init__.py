@@ -13,7 +13,9 @@ from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.models.attention.full import FullAttention
 from fastlm.models.attention.linear import LinearAttention
+from fastlm.models.attention.linformer import LinformerAttention, LinformerOptions
 from fastlm.models.attention.local import LocalAttention, LocalOptions
+from fastlm.models.attention.performer import PerformerAttention, PerformerOptions
 from fastlm.models.attention.projections import Attention, NoOptions
 from fastlm.models.config import LayerConfig
 from fastlm.ops import softmax
@@ -73,6 +75,19 @@ KINDS: dict[str, Kind] = {
         softmax=True,
     ),
     "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
+    "performer": Kind(
+        PerformerAttention,
+        PerformerOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        cross=True,
+        decode=True,
+        carry=True,
+    ),
+    "linformer": Kind(
+        LinformerAttention, LinformerOptions, bidirectional=True, cross=True, softmax=True, fused_softmax=True
+    ),
 }
 
 NEEDS = {

@@ -8,4 +8,8 @@ CASES = (
     Case("local(window=4, block=3)", oracles.local),
     Case("local(window=3)", oracles.local, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
     Case("linear", oracles.linear),
+    Case("performer", oracles.performer),
+    Case("performer(features=11, orthogonal=False)", oracles.performer, {"positions": "none", "qk_norm": False}),
+    Case("linformer(rank=5)", oracles.linformer),
+    Case("linformer(rank=3, tied=True)", oracles.linformer, {"attention_softcap": 2.0}),
 )
