@@ -12,6 +12,7 @@ from typing import Any
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.models.attention.full import FullAttention
+from fastlm.models.attention.latent import LatentAttention, LatentOptions
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.linformer import LinformerAttention, LinformerOptions
 from fastlm.models.attention.local import LocalAttention, LocalOptions
@@ -87,6 +88,18 @@ KINDS: dict[str, Kind] = {
     ),
     "linformer": Kind(
         LinformerAttention, LinformerOptions, bidirectional=True, cross=True, softmax=True, fused_softmax=True
+    ),
+    "latent": Kind(
+        LatentAttention,
+        LatentOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        cross=True,
+        decode=True,
+        bias=True,
+        softmax=True,
+        fused_softmax=True,
     ),
 }
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fastlm.models import positions
 from fastlm.models.attention.performer import fixed_directions
 from tests.models.attention.bench import Pairs
 
@@ -52,3 +53,31 @@ def linformer(pairs: Pairs) -> Array:
     if pairs.cfg.attention_softcap:
         scores = pairs.cfg.attention_softcap * jnp.tanh(scores / pairs.cfg.attention_softcap)
     return jnp.einsum("BNTR,BRNH->BTNH", pairs.softmax(scores), v)
+
+
+def latent(pairs: Pairs) -> Array:
+    """Scores of keys made of a latent plus scores of one rotated key, from the parameters."""
+    params, cfg, options = pairs.params, pairs.cfg, pairs.options
+
+    def narrowed(x: Array, name: str) -> Array:
+        y = x @ params[name]
+        y = y / jnp.sqrt(jnp.mean(y**2, -1, keepdims=True) + cfg.norm_epsilon)
+        return y * params[f"{name}_norm"]["scale"]
+
+    def heads(x: Array, name: str, count: int) -> Array:
+        y = (x @ params[name]).reshape(*x.shape[:2], count, -1)
+        return jnp.repeat(y, cfg.heads // count, axis=2)
+
+    source = narrowed(pairs.x, "q_latent") if options.query_rank else pairs.x
+    c, width = narrowed(pairs.context, "latent"), cfg.head_dim
+    q, k, v = heads(source, "q", cfg.heads), heads(c, "k", cfg.kv_heads), heads(c, "v", cfg.kv_heads)
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k)
+    if cfg.rotary:
+        rotary = params["k_rotary"].shape[1]
+        width += rotary
+        angles = positions.rotary_angles(pairs.positions, rotary, cfg.rotary_base)
+        turned = lambda x, name, count: positions.rotate(heads(x, name, count), *angles)
+        q, k = turned(source, "q_rotary", cfg.heads), turned(pairs.context, "k_rotary", 1)
+        scores += jnp.einsum("BTNP,BSNP->BNTS", q, k)
+    p = pairs.softmax(jnp.where(pairs.see[:, None], scores / width**0.5, -1e30))
+    return jnp.einsum("BNTS,BSNH->BTNH", p, v)
