@@ -124,16 +124,26 @@ def positive_features(
 
 def directions(key: Array, count: int, width: int, orthogonal: bool = True) -> Float[Array, "P H"]:
     """Returns `count` draws of N(0, I); if `orthogonal`, those of each group of `width` are so to each other."""
-    for_rows, for_rotations = jax.random.split(key)
+    for_rows, for_squares = jax.random.split(key)
     rows = jax.random.normal(for_rows, (count, width))
     if not orthogonal:
         return rows
-    rotations = jax.random.orthogonal(for_rotations, width, (-(-count // width),))
-    return rotations.reshape(-1, width)[:count] * jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return _turned(rows, jax.random.normal(for_squares, (-(-count // width), width, width)), jnp)
 
 
 @functools.lru_cache(maxsize=64)
 def fixed_directions(seed: int, count: int, width: int, orthogonal: bool) -> np.ndarray:
-    """Returns `directions` as a constant, so that a decoding step does not draw them again."""
-    with jax.ensure_compile_time_eval():
-        return np.asarray(directions(jax.random.key(seed), count, width, orthogonal))
+    """Returns `directions` as a constant: the same wherever a model runs, and not drawn again by a decoding step."""
+    draw = np.random.default_rng(seed).standard_normal
+    rows = draw((count, width))
+    if orthogonal:
+        rows = _turned(rows, draw((-(-count // width), width, width)), np)
+    return rows.astype(np.float32)
+
+
+def _turned(rows: Any, squares: Any, numpy: Any) -> Any:
+    """Directions from random squares [C, H, H], lengths from `rows` [P, H]; `numpy` is that or jax's."""
+    rotations, triangles = numpy.linalg.qr(squares)
+    signs = numpy.sign(numpy.diagonal(triangles, axis1=-2, axis2=-1))  # with them all rotations are equally likely
+    rotations = (rotations * signs[:, None]).reshape(-1, rows.shape[1])
+    return rotations[: len(rows)] * numpy.linalg.norm(rows, axis=-1, keepdims=True)

@@ -1,5 +1,6 @@
 """What the projection along the sequence is asked beyond the contract."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,6 +32,17 @@ def test_padding_gives_what_the_text_alone_gives():
     x = bench.inputs(15)
     alone = run(x[1:, :8], MaskSpec(False))[0]
     np.testing.assert_allclose(run(x, bench.mask_of(False, PADDED))[0][1:, :8], alone, atol=1e-5)
+
+
+def test_an_encoder_reads_padded_texts_but_no_packed_rows():
+    base = {"vocab_size": 11, "layers": 1, "width": 16, "heads": 2, "family": "encoder", "head": "none"}
+    model = Model(ModelConfig(**base, attention=CASE.spec, max_length=16))
+    params, tokens = model.init(jax.random.key(0)), jnp.arange(20).reshape(2, 10) % 11
+    real = jnp.array([[1] * 10, [1] * 6 + [0] * 4])
+    run = jax.jit(lambda tokens, real: model.features(params, tokens, segment_ids=real, packed=False)[0])
+    np.testing.assert_allclose(run(tokens, real)[1:, :6], run(tokens[1:, :6], real[1:, :6]), atol=1e-5)
+    with pytest.raises(UserError, match="cannot keep the documents"):
+        model.features(params, tokens, segment_ids=real)
 
 
 def test_ranks_and_texts_beyond_the_longest_text_are_refused():

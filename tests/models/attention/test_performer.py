@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlm.models import attention as kinds
-from fastlm.models.attention.performer import directions, positive_features
+from fastlm.models.attention.performer import directions, fixed_directions, positive_features
 from fastlm.ops.masks import MaskSpec
 from tests.models.attention import bench
 from tests.models.attention.bench import Case
@@ -39,10 +39,10 @@ def test_more_features_are_nearer_to_softmax_and_orthogonal_ones_nearer_than_ind
 
 
 def test_orthogonal_directions_are_orthogonal_in_groups_and_as_long_as_normal_draws():
-    w = directions(jax.random.key(0), 40, HEAD_DIM)
-    for group in (w[:16], w[16:32], w[32:]):
-        np.testing.assert_allclose(group @ group.T, np.diag(np.sum(group**2, axis=1)), atol=1e-4)
-    assert 0.8 < float(jnp.mean(jnp.sum(w**2, axis=1))) / HEAD_DIM < 1.2
+    for w in (directions(jax.random.key(0), 40, HEAD_DIM), fixed_directions(0, 40, HEAD_DIM, True)):
+        for group in (w[:16], w[16:32], w[32:]):
+            np.testing.assert_allclose(group @ group.T, np.diag(np.sum(group**2, axis=1)), atol=1e-4)
+        assert 0.8 < float(np.mean(np.sum(w**2, axis=1))) / HEAD_DIM < 1.2
 
 
 def test_training_draws_features_evaluation_and_memories_do_not():
