@@ -168,6 +168,7 @@ class Model:
         memory: Memory | None = None,
         cache: Cache | None = None,
         lengths: Int[Array, "B"] | None = None,
+        packed: bool = True,
         rng: Array | None = None,
         capture: Iterable[str] = (),
     ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
@@ -181,6 +182,8 @@ class Model:
           cache: what `empty_cache` made; the tokens continue it. With segments too, only a row's first document
             does, and what is returned goes on from its last: that is how memory is carried from batch to batch.
           lengths: with a cache, how many tokens of each row are real; the rest pad a ragged batch of prompts.
+          packed: a row may hold several documents; False promises one, so that `segment_ids` say only what is padding,
+            which every kind of attention can leave out.
           rng: key for dropout; None runs deterministically.
           capture: which of `CAPTURES` to return in `aux`, one entry per layer.
 
@@ -193,7 +196,7 @@ class Model:
           ValueError: a decoder without anything encoded.
         """
         cfg, capture = self.cfg, self._captures(capture)
-        if segment_ids is not None:
+        if segment_ids is not None and (packed or cache is not None):
             for i in cfg.stack:
                 needs = ["carry"] if cache is not None and str(i) in cache.layers else []
                 attention_kinds.require(cfg.layer(i).attention, "packed", *needs)

@@ -25,7 +25,7 @@ def weight(
     module: nn.Module,
     name: str,
     shape: tuple[int, ...],
-    axes: tuple[str, ...],
+    axes: tuple[str | None, ...],
     init: Initializer = nn.initializers.zeros,
 ) -> Array:
     """Declares or reads the float32 weight `name` of `module`.

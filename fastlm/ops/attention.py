@@ -44,9 +44,11 @@ def attention_probabilities(
     softmax: Softmax = Exact(),
 ) -> Float[Array, "B N T S"]:
     """Returns softmax probabilities in float32; query head n uses key head n // (N / K)."""
-    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
-    scores = softcap(scores, cap)
+    b, t, n, h = q.shape
+    # Query heads that share a key head are more rows of one product: keys are not repeated.
+    rows = jnp.swapaxes(q, 1, 2).reshape(b, k.shape[2], -1, h)
+    scores = jnp.einsum("BKRH,BSKH->BKRS", rows, k, preferred_element_type=jnp.float32) * scale
+    scores = softcap(scores.reshape(b, n, t, -1), cap)
     if bias is not None:
         scores = scores + bias
     visible = mask.dense(q.shape[1], k.shape[1])
@@ -60,10 +62,11 @@ def plain(
 ) -> Float[Array, "B T N H"]:
     """The oracle: probabilities as a matrix, float32 softmax."""
     probabilities = attention_probabilities(q, k, mask, bias, scale=scale, cap=cap, softmax=softmax).astype(v.dtype)
-    v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
-    # Asked for "BTNH", einsum would put the values first, a product for which XLA:CPU has no fast form.
-    y = jnp.einsum("BNTS,BSNH->BNTH", probabilities, v, preferred_element_type=jnp.float32)
-    return jnp.swapaxes(y, 1, 2).astype(q.dtype)
+    b, t, n, _ = q.shape
+    rows = probabilities.reshape(b, v.shape[2], -1, v.shape[1])
+    # Asked for "BRKH", einsum would put the values first, a product for which XLA:CPU has no fast form.
+    y = jnp.einsum("BKRS,BSKH->BKRH", rows, v, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(y.reshape(b, n, t, -1), 1, 2).astype(q.dtype)
 
 
 def fused(
@@ -71,13 +74,16 @@ def fused(
 ) -> Float[Array, "B T N H"]:
     """`jax.nn.dot_product_attention`: cuDNN flash attention in half precision on a GPU, else XLA. No soft-cap."""
     del cap, softmax
+    width = v.shape[-1]
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - width)])  # it wants values as wide as keys
     flash = target_platform() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     needs_matrix = mask.query_segments is not None or mask.offset is not None
     visible = mask.dense(q.shape[1], k.shape[1]) if needs_matrix else None
     causal = mask.causal and visible is None
-    return jax.nn.dot_product_attention(
+    y = jax.nn.dot_product_attention(
         q, k, v, bias, visible, scale=scale, is_causal=causal, implementation="cudnn" if flash else "xla"
     )
+    return y[..., :width]
 
 
 def splash(
@@ -183,7 +189,10 @@ def dot_product_attention(
     softmax: Softmax = Exact(),
     form: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attends with the form named, or with the best one for this platform (`form="auto"`)."""
+    """Attends with the form named, or with the best one for this platform (`form="auto"`).
+
+    Values may be narrower than keys, and the result is as wide as they are.
+    """
     if form == "auto":
         form = choose(target_platform(), q.shape, k.shape, mask, bias, cap, softmax)
     if form == "splash" and not splash_fits(q.shape, k.shape, mask, bias):

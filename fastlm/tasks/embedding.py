@@ -66,7 +66,8 @@ class Embedding(RowsKind):
         def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
             del constants
             params, real = weights["model"], segments(batch)
-            hidden, _ = model.features(params, batch["tokens"], segment_ids=real, token_types=batch.get("token_types"))
+            options = {"segment_ids": real, "packed": False, "token_types": batch.get("token_types")}
+            hidden, _ = model.features(params, batch["tokens"], **options)
             pooled = model.pool(hidden, real).astype(jnp.float32)
             return carry, {"embedding": pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)}
 

@@ -112,7 +112,7 @@ def _with_holes(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _likeliest(model: Model, params: Any, tokens: Array, real: Array, places: Array) -> tuple[Array, Array]:
-    hidden, _ = model.features(params, tokens, segment_ids=real.astype(jnp.int32))
+    hidden, _ = model.features(params, tokens, segment_ids=real.astype(jnp.int32), packed=False)
     found = jax.lax.top_k(jax.nn.softmax(model.head(params, hidden[0, places])), CHOICES)
     return tuple(constrain(x, (None, None)) for x in found)  # whole on every process
 

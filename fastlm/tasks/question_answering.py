@@ -226,6 +226,7 @@ def make(model: Model, most_answer_tokens: int) -> Task:
             weights["model"],
             batch["tokens"],
             segment_ids=segments(batch),
+            packed=False,
             token_types=batch.get("token_types"),
             rng=rng,
         )

@@ -57,5 +57,6 @@ class TextsKind(RowsKind):
 def text_logits(model: Model, weights: Any, batch: Batch, rng: Array | None) -> Float[Array, "B C"]:
     """Runs a model with a "sequence" head over padded texts."""
     params, real = weights["model"], segments(batch)
-    hidden, _ = model.features(params, batch["tokens"], segment_ids=real, token_types=batch.get("token_types"), rng=rng)
+    options = {"segment_ids": real, "packed": False, "token_types": batch.get("token_types")}
+    hidden, _ = model.features(params, batch["tokens"], rng=rng, **options)
     return model.head(params, model.pool(hidden, real))

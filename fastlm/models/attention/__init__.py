@@ -15,8 +15,11 @@ from fastlm.models.attention.block_sparse import BlockSparseAttention, BlockSpar
 from fastlm.models.attention.chunk import ChunkAttention, ChunkOptions
 from fastlm.models.attention.dilated import DilatedAttention, DilatedOptions
 from fastlm.models.attention.full import FullAttention
+from fastlm.models.attention.latent import LatentAttention, LatentOptions
 from fastlm.models.attention.linear import LinearAttention
+from fastlm.models.attention.linformer import LinformerAttention, LinformerOptions
 from fastlm.models.attention.local import LocalAttention, LocalOptions
+from fastlm.models.attention.performer import PerformerAttention, PerformerOptions
 from fastlm.models.attention.projections import Attention, NoOptions
 from fastlm.models.attention.transformer_xl import TransformerXLAttention, TransformerXLOptions
 from fastlm.models.config import LayerConfig
@@ -66,6 +69,18 @@ KINDS: dict[str, Kind] = {
         softmax=True,
         fused_softmax=True,
     ),
+    "latent": Kind(
+        LatentAttention,
+        LatentOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        cross=True,
+        decode=True,
+        bias=True,
+        softmax=True,
+        fused_softmax=True,
+    ),
     "local": Kind(
         LocalAttention,
         LocalOptions,
@@ -104,8 +119,26 @@ KINDS: dict[str, Kind] = {
         decode=True,
         softmax=True,
     ),
+    "linformer": Kind(
+        LinformerAttention,
+        LinformerOptions,
+        bidirectional=True,
+        cross=True,
+        softmax=True,
+        fused_softmax=True,
+    ),
     "linear": Kind(
         LinearAttention,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        cross=True,
+        decode=True,
+        carry=True,
+    ),
+    "performer": Kind(
+        PerformerAttention,
+        PerformerOptions,
         causal=True,
         bidirectional=True,
         packed=True,

@@ -38,7 +38,9 @@ def features(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class LinearAttention(Attention):
-    """See the header. Other kernels differ in `map_features` alone."""
+    """See the header. Other kernels differ in `map_features`, and in `floor` where their sums may be small."""
+
+    floor = FLOOR
 
     @staticmethod
     def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> Sums:
@@ -81,11 +83,11 @@ class LinearAttention(Attention):
         ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
         total, state = kernel_sums(q, k, jnp.concatenate([v, ones], -1), mask, None if cache is None else cache.state)
         if "attention" in self.capture:
-            aux["attention"] = _matrix(q, k, mask)
+            aux["attention"] = _matrix(q, k, mask, self.floor)
         return self._normalized(total), None if cache is None else Sums(state), aux
 
     def _normalized(self, total: Float[Array, "B N T H1"]) -> Float[Array, "B T D"]:
-        y = total[..., :-1] / jnp.maximum(total[..., -1:], FLOOR)
+        y = total[..., :-1] / jnp.maximum(total[..., -1:], self.floor)
         return self.output(jnp.swapaxes(y, 1, 2).astype(self.compute.jnp_dtype))
 
 
@@ -128,8 +130,8 @@ def kernel_sums(
     return jax.lax.cond(one_document, together, apart, q, k, v)
 
 
-def _matrix(q: Array, k: Array, mask: MaskSpec) -> Float[Array, "B N T S"]:
+def _matrix(q: Array, k: Array, mask: MaskSpec, floor: float) -> Float[Array, "B N T S"]:
     weights = jnp.einsum("BNTP,BNSP->BNTS", q, k, preferred_element_type=jnp.float32)
     visible = mask.dense(q.shape[2], k.shape[2])
     weights = weights if visible is None else jnp.where(visible, weights, 0.0)
-    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), FLOOR)
+    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), floor)

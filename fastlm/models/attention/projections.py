@@ -84,7 +84,7 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         name: str,
         width: int,
-        axis: str,
+        axis: str | None,
         *,
         bias: bool = False,
         init: Initializer | None = None,

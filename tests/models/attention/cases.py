@@ -19,4 +19,10 @@ CASES = (
         oracles.block_sparse,
         {"kv_heads": 2, "positions": "none", "qk_norm": False},
     ),
+    Case("performer", oracles.performer),
+    Case("performer(features=11, orthogonal=False)", oracles.performer, {"positions": "none", "qk_norm": False}),
+    Case("linformer(rank=5)", oracles.linformer),
+    Case("linformer(rank=3, tied=True)", oracles.linformer, {"attention_softcap": 2.0}),
+    Case("latent", oracles.latent, {"qk_norm": False}),
+    Case("latent(rank=6, query_rank=5, rotary_dim=2)", oracles.latent, {"qk_norm": False, "kv_heads": 2}),
 )
