@@ -12,6 +12,8 @@ from typing import Any
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.models.attention.full import FullAttention
+from fastlm.models.attention.gated_delta import GatedDeltaAttention, GatedDeltaOptions
+from fastlm.models.attention.gated_linear import GatedLinearAttention, GatedLinearOptions
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.local import LocalAttention, LocalOptions
 from fastlm.models.attention.projections import Attention, NoOptions
@@ -73,6 +75,24 @@ KINDS: dict[str, Kind] = {
         softmax=True,
     ),
     "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
+    "gated_linear": Kind(
+        GatedLinearAttention,
+        GatedLinearOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        carry=True,
+    ),
+    "gated_delta": Kind(
+        GatedDeltaAttention,
+        GatedDeltaOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        carry=True,
+    ),
 }
 
 NEEDS = {
