@@ -6,7 +6,8 @@
 
 Notable: inside a chunk of c tokens this is a masked product of size c x c, between chunks only the state [P, H] passes
 on, so T tokens cost O(T (c + P) H) and no step runs token by token. Where documents begin, what comes before is
-masked away instead of multiplied by zero decay, whose logarithm would be infinite.
+masked away instead of multiplied by zero decay, whose logarithm would be infinite. Sums over one axis of a chunk
+are products with ones, also in the gradients: as reductions they took XLA:CPU six times as long.
 Papers: linear attention arXiv 2006.16236; chunks with decay: RetNet 2307.08621, GLA 2312.06635, Mamba-2 2405.21060;
 delta rule in chunks: DeltaNet 2406.06484, Gated DeltaNet 2412.06464.
 
@@ -28,6 +29,7 @@ GATED_CHUNK = 32
 # The least log decay of a token in `gated_recurrence`: half a chunk of them, and its inverse, are still float32 numbers
 # that may be multiplied by a query or key.
 LEAST_LOG_DECAY = -64 / (GATED_CHUNK // 2)
+EXACT = jax.lax.Precision.HIGHEST  # of sums as products, where a matrix unit would round to bfloat16
 BLOCK = 8  # where `unit_lower_inverse` begins
 
 
@@ -90,7 +92,7 @@ def decays(log_decay: Float[Array, "B N T"], starts: Bool[Array, "B T"], size: i
     total, within = jnp.cumsum(log_decay, axis=-1), within_documents(starts, size)
     last = total[..., -1:]
     return Decays(
-        pairs=exp_where(within.pairs, total[..., :, None] - total[..., None, :]),
+        pairs=exp_differences(total, within.pairs),
         begin=exp_where(within.begin, total),
         end=exp_where(within.end, last - total),
         whole=exp_where(within.whole, last[..., 0]),
@@ -106,7 +108,7 @@ def states(
     added: Float[Array, "B N C P H"],
     left: Float[Array, "B N C ..."],
     first: Float[Array, "B N P H"],
-    keep: Callable[[Array, Array], Array] = lambda left, state: left[..., None, None] * state,
+    keep: Callable[[Array, Array], Array] = lambda left, state: scaled(state, left[..., None]),
 ) -> tuple[Float[Array, "B N C P H"], Float[Array, "B N P H"]]:
     """Returns the state before each chunk, and the one behind the last.
 
@@ -152,9 +154,9 @@ def linear_recurrence(
     q, k, v = (chunked(x, size) for x in (q, k, v))
     weights = product("BNCiP,BNCjP->BNCij", q, k) * left.pairs
     inside = product("BNCij,BNCjH->BNCiH", weights.astype(v.dtype), v)
-    added = product("BNCjP,BNCjH->BNCPH", k * left.end[..., None].astype(k.dtype), v)
+    added = product("BNCjP,BNCjH->BNCPH", scaled(k, left.end), v)
     before, last = states(added, left.whole, state.astype(jnp.float32))
-    carried = product("BNCiP,BNCPH->BNCiH", q * left.begin[..., None].astype(q.dtype), before.astype(q.dtype))
+    carried = product("BNCiP,BNCPH->BNCiH", scaled(q, left.begin), before.astype(q.dtype))
     return _joined(inside + carried, length), last
 
 
@@ -182,13 +184,14 @@ def gated_recurrence(
     begin, end = within.begin[..., None], within.end[..., None]
     q, k, v = (chunked(x, size) for x in (q, k, v))
     total = running_sum(chunked(log_decay.astype(jnp.float32), size))
-    last, middle = total[..., -1:, :], total[..., (size - 1) // 2, None, :]
+    last = total[..., -1:, :]
+    middle = jax.lax.stop_gradient(total[..., (size - 1) // 2, None, :])  # nothing depends on where one measures from
     weights = product("BNCiP,BNCjP->BNCij", q * jnp.exp(total - middle), k * jnp.exp(middle - total))
     weights = jnp.where(within.pairs, weights, 0.0)
     inside = product("BNCij,BNCjH->BNCiH", weights.astype(v.dtype), v)
-    added = product("BNCjP,BNCjH->BNCPH", (k * exp_where(end, last - total)).astype(k.dtype), v)
+    added = product("BNCjP,BNCjH->BNCPH", (k * exp_where(end, spread(last, size) - total)).astype(k.dtype), v)
     left = exp_where(within.whole[..., None], last[..., 0, :])
-    before, final = states(added, left, state.astype(jnp.float32), lambda left, state: left[..., None] * state)
+    before, final = states(added, left, state.astype(jnp.float32), lambda left, state: scaled(state, left))
     carried = product("BNCiP,BNCPH->BNCiH", (q * exp_where(begin, total)).astype(q.dtype), before.astype(q.dtype))
     return _joined(inside + carried, length), final
 
@@ -222,17 +225,18 @@ def delta_recurrence(
     q, k, v, rate = (chunked(x, size) for x in (q, k, v, rate))
     solve = delta_solution(k, left.pairs, rate).astype(v.dtype)
     fresh = product("BNCij,BNCjH->BNCiH", solve, v)
-    erased = product("BNCij,BNCjP->BNCiP", solve, k * left.begin[..., None].astype(k.dtype)).astype(k.dtype)
-    end = k * left.end[..., None].astype(k.dtype)
+    erased = product("BNCij,BNCjP->BNCiP", solve, scaled(k, left.begin)).astype(k.dtype)
+    end = scaled(k, left.end)
     added = product("BNCjP,BNCjH->BNCPH", end, fresh.astype(v.dtype))
-    kept = left.whole[..., None, None] * jnp.eye(k.shape[-1]) - product("BNCjP,BNCjR->BNCPR", end, erased)
+    diagonal = jnp.broadcast_to(jnp.eye(k.shape[-1]), (*added.shape[:-1], k.shape[-1]))
+    kept = scaled(diagonal, left.whole[..., None]) - product("BNCjP,BNCjR->BNCPR", end, erased)
     keep = functools.partial(product, "BNPR,BNRH->BNPH")
     before, last = states(added, kept, state.astype(jnp.float32), keep)
     low = before.astype(q.dtype)
     written = fresh - product("BNCiP,BNCPH->BNCiH", erased, low)
     weights = product("BNCiP,BNCjP->BNCij", q, k) * left.pairs
     inside = product("BNCij,BNCjH->BNCiH", weights.astype(v.dtype), written.astype(v.dtype))
-    carried = product("BNCiP,BNCPH->BNCiH", q * left.begin[..., None].astype(q.dtype), low)
+    carried = product("BNCiP,BNCPH->BNCiH", scaled(q, left.begin), low)
     return _joined(inside + carried, length), last
 
 
@@ -243,8 +247,8 @@ def delta_solution(
 
     A is b_i (k_i . k_j) below the diagonal, times the decay between the two (`pairs`).
     """
-    overlap = product("...iP,...jP->...ij", k, k) * pairs * rate[..., None]
-    return unit_lower_inverse(jnp.tril(overlap, -1)) * rate[..., None, :]
+    overlap = scaled(product("...iP,...jP->...ij", k, k) * pairs, rate)
+    return scaled(unit_lower_inverse(jnp.tril(overlap, -1)), rate, columns=True)
 
 
 @jax.custom_vjp
@@ -283,9 +287,61 @@ unit_lower_inverse.defvjp(lambda below: (unit_lower_inverse(below),) * 2, _unit_
 
 
 def running_sum(x: Float[Array, "... c P"]) -> Float[Array, "... c P"]:
-    """Returns the sum of x up to each place of the axis before the last, as a product: a scan is slow on CPU."""
-    ones = jnp.tril(jnp.ones((x.shape[-2],) * 2, x.dtype))
-    return jnp.einsum("ij,...jP->...iP", ones, x, precision=jax.lax.Precision.HIGHEST)
+    """Returns the sum of x up to each place of the axis before the last."""
+    return jnp.einsum("ij,...jP->...iP", jnp.tril(jnp.ones((x.shape[-2],) * 2)), x, precision=EXACT)
+
+
+def sum_rows(x: Float[Array, "... c P"]) -> Float[Array, "... c"]:
+    """Returns the sum over the last axis."""
+    return jnp.einsum("...cP,P->...c", x, jnp.ones(x.shape[-1]), precision=EXACT)
+
+
+def sum_columns(x: Float[Array, "... c P"]) -> Float[Array, "... P"]:
+    """Returns the sum over the axis before the last."""
+    return jnp.einsum("c,...cP->...P", jnp.ones(x.shape[-2]), x, precision=EXACT)
+
+
+def scaled(x: Float[Array, "... c P"], by: Float[Array, "..."], *, columns: bool = False) -> Float[Array, "... c P"]:
+    """Returns x, in its type, with each row times its number in `by` [..., c], or each column times its in [..., P]."""
+    return _scaled(x, jnp.broadcast_to(by, (*x.shape[:-2], x.shape[-1 if columns else -2])), columns)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scaled(x: Array, by: Array, columns: bool) -> Array:
+    return x * jnp.expand_dims(by, -2 if columns else -1).astype(x.dtype)
+
+
+def _scaled_backward(columns: bool, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, by = residuals
+    total = (sum_columns if columns else sum_rows)(g.astype(jnp.float32) * x.astype(jnp.float32))
+    return _scaled(g, by, columns), total.astype(by.dtype)
+
+
+_scaled.defvjp(lambda x, by, columns: (_scaled(x, by, columns), (x, by)), _scaled_backward)
+
+
+@jax.custom_vjp
+def exp_differences(x: Float[Array, "... c"], kept: Bool[Array, "... c c"]) -> Float[Array, "... c c"]:
+    """Returns exp(x_i - x_j) where `kept`, else 0."""
+    return exp_where(kept, x[..., :, None] - x[..., None, :])
+
+
+def _exp_differences_forward(x: Array, kept: Array) -> tuple[Array, Array]:
+    y = exp_differences(x, kept)
+    return y, y
+
+
+def _exp_differences_backward(y: Array, g: Array) -> tuple[Array, None]:
+    g = g * y
+    return sum_rows(g) - sum_columns(g), None
+
+
+exp_differences.defvjp(_exp_differences_forward, _exp_differences_backward)
+
+
+def spread(x: Float[Array, "... 1 P"], size: int) -> Float[Array, "... c P"]:
+    """Returns x repeated `size` times along the axis before the last."""
+    return jnp.einsum("c,...P->...cP", jnp.ones(size), x[..., 0, :], precision=EXACT)
 
 
 def both_ways(

@@ -10,10 +10,4 @@ CASES = (
     Case("linear", oracles.linear),
     Case("gated_linear(rank=3)", oracles.gated_linear, finish=oracles.normalized_and_gated),
     Case("gated_delta", oracles.gated_delta, finish=oracles.normalized_and_gated),
-    Case(
-        "gated_delta(conv=0)",
-        oracles.gated_delta,
-        {"kv_heads": 2, "qk_norm": False},
-        finish=oracles.normalized_and_gated,
-    ),
 )

@@ -9,7 +9,7 @@ from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
 from fastlm.models import attention as kinds
 from fastlm.ops.masks import MaskSpec
-from tests.models.attention import bench
+from tests.models.attention import bench, oracles
 from tests.models.attention.cases import CASES
 
 CHOSEN = {case.spec: case for case in CASES if case.spec.startswith("gated_")}
@@ -58,3 +58,20 @@ def test_later_tokens_and_other_documents_change_nothing_through_the_convolution
     run = jax.jit(lambda x: bench.module(case, cfg).apply({"params": params}, x, x, **look)[0])
     y, other = run(x), run(x.at[:, :5].set(9.0).at[:, 8:].set(-9.0))
     np.testing.assert_allclose(y[:, 5:8], other[:, 5:8], atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["decoder", "encoder"])
+def test_without_convolution_heads_of_their_own_keys_equal_the_oracle(causal):
+    layer = {"kv_heads": 2, "qk_norm": False}
+    case = bench.Case("gated_delta(conv=0)", oracles.gated_delta, layer, oracles.normalized_and_gated)
+    cfg, params = bench.layer(case, causal), bench.params_of(case, causal)
+    mask, positions = bench.mask_of(causal, bench.PACKED), jnp.asarray(bench.positions_of(bench.PACKED))
+
+    @jax.jit
+    def both(x):
+        look = {"positions": positions, "mask": mask}
+        y = bench.module(case, cfg).apply({"params": params}, x, x, **look)[0]
+        return y, bench.expected(case, cfg, params, x, x, mask, positions)
+
+    y, want = both(bench.inputs(15))
+    np.testing.assert_allclose(y[bench.PACKED != 0], want[bench.PACKED != 0], atol=case.tolerance)
