@@ -16,6 +16,8 @@ from fastlm.models.attention.chunk import ChunkAttention, ChunkOptions
 from fastlm.models.attention.dilated import DilatedAttention, DilatedOptions
 from fastlm.models.attention.full import FullAttention
 from fastlm.models.attention.latent import LatentAttention, LatentOptions
+from fastlm.models.attention.gated_delta import GatedDeltaAttention, GatedDeltaOptions
+from fastlm.models.attention.gated_linear import GatedLinearAttention, GatedLinearOptions
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.linformer import LinformerAttention, LinformerOptions
 from fastlm.models.attention.local import LocalAttention, LocalOptions
@@ -143,6 +145,24 @@ KINDS: dict[str, Kind] = {
         bidirectional=True,
         packed=True,
         cross=True,
+        decode=True,
+        carry=True,
+    ),
+    "gated_linear": Kind(
+        GatedLinearAttention,
+        GatedLinearOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        carry=True,
+    ),
+    "gated_delta": Kind(
+        GatedDeltaAttention,
+        GatedDeltaOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
         decode=True,
         carry=True,
     ),

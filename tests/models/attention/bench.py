@@ -68,11 +68,18 @@ class Pairs:
         return jnp.einsum("BNTS,BSNH->BTNH", p, self.v)
 
 
+def as_they_are(params: dict[str, Any], cfg: LayerConfig, x: Array, y: Array) -> Array:
+    """The `finish` of kinds whose heads go straight into the out projection."""
+    del params, cfg, x
+    return y
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A kind with small options, and what it should give: `oracle(pairs) -> [B, T, N, H]`.
 
     Attributes:
+      finish: (params, cfg, x, heads [B, T, N, H]) to what goes into the out projection, by definition: norms, gates.
       layer: changes to the layer's config.
       tolerance: largest difference from the oracle, against values of about 1.
     """
@@ -80,6 +87,7 @@ class Case:
     spec: str
     oracle: Callable[[Pairs], Array]
     layer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    finish: Callable[[dict[str, Any], LayerConfig, Array, Array], Array] = as_they_are
     tolerance: float = 2e-5
 
     @property
@@ -175,5 +183,10 @@ def expected(
     see = jnp.broadcast_to(see, (x.shape[0], *see.shape[1:]))
     options = kinds.options(case.spec)
     pairs = Pairs(params, cfg, options, x, context, q, k, v, see, positions, softmax.make(cfg.softmax))
-    y = case.oracle(pairs)
+    return output(case, cfg, params, x, case.oracle(pairs))
+
+
+def output(case: Case, cfg: LayerConfig, params: dict, x: Array, heads: Array) -> Array:
+    """Returns what the layer should make of what its heads [B, T, N, H] give, [B, T, D]."""
+    y = case.finish(params, cfg, x, heads)
     return y.reshape(*y.shape[:2], -1) @ params["out"]

@@ -25,4 +25,6 @@ CASES = (
     Case("linformer(rank=3, tied=True)", oracles.linformer, {"attention_softcap": 2.0}),
     Case("latent", oracles.latent, {"qk_norm": False}),
     Case("latent(rank=6, query_rank=5, rotary_dim=2)", oracles.latent, {"qk_norm": False, "kv_heads": 2}),
+    Case("gated_linear(rank=3)", oracles.gated_linear, finish=oracles.normalized_and_gated),
+    Case("gated_delta", oracles.gated_delta, finish=oracles.normalized_and_gated),
 )

@@ -72,7 +72,7 @@ def test_packed_documents_of_a_decoder_equal_the_oracle_with_gradients_and_map(c
     # The map that `capture` gives is what the values were really weighted with.
     value = jnp.repeat(aux["qkv"][2], bench.HEADS // aux["qkv"][2].shape[2], axis=2)
     heads = jnp.einsum("BNTS,BSNH->BTNH", aux["attention"], value)
-    again = heads.reshape(2, 15, -1) @ params["out"]
+    again = bench.output(case, bench.layer(case, True), params, bench.inputs(15), heads)
     np.testing.assert_allclose(again[real], y[real], atol=1e-4)
 
 
