@@ -14,6 +14,7 @@ from fastlm.errors import UserError, nearest
 from fastlm.models.attention.full import FullAttention
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.local import LocalAttention, LocalOptions
+from fastlm.models.attention.lsh import LshAttention, LshOptions
 from fastlm.models.attention.projections import Attention, NoOptions
 from fastlm.models.config import LayerConfig
 from fastlm.ops import softmax
@@ -73,6 +74,7 @@ KINDS: dict[str, Kind] = {
         softmax=True,
     ),
     "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
+    "lsh": Kind(LshAttention, LshOptions, causal=True, bidirectional=True, packed=True),
 }
 
 NEEDS = {

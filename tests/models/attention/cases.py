@@ -8,4 +8,6 @@ CASES = (
     Case("local(window=4, block=3)", oracles.local),
     Case("local(window=3)", oracles.local, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
     Case("linear", oracles.linear),
+    Case("lsh(chunk=2, rounds=3, buckets=4)", oracles.lsh),
+    Case("lsh(chunk=4, rounds=1)", oracles.lsh, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
 )

@@ -1,8 +1,10 @@
 """What each attention kind should give, from its definition: dense, slow, one function each."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fastlm.models.attention.lsh import rotations
 from tests.models.attention.bench import Pairs
 
 
@@ -27,3 +29,26 @@ def linear(pairs: Pairs) -> Array:
     """phi(x) = elu(x) + 1."""
     feature = lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
     return kernel(pairs, feature(pairs.q), feature(pairs.k))
+
+
+def lsh(pairs: Pairs) -> Array:
+    """Softmax over the union of what the rounds show, token pair by token pair; a token itself where that is nothing.
+
+    Padding sees nothing and is seen by nobody, so it is sorted behind all others.
+    """
+    _, t, n, h = pairs.q.shape
+    options, real = pairs.options, jnp.diagonal(pairs.see, axis1=1, axis2=2)
+    count, chunk = options.buckets_of(t), min(options.chunk, t)
+    union = jnp.zeros((pairs.q.shape[0], n, t, t), bool)
+    for rotation in rotations(None, h, options.rounds, count):
+        near = pairs.q @ rotation
+        bucket = jnp.argmax(jnp.concatenate([near, -near], -1), -1) if count > 1 else jnp.zeros(near.shape[:-1], int)
+        bucket = jnp.swapaxes(jnp.where(real[..., None], bucket, count), 1, 2)
+        place = jnp.argsort(jnp.argsort(bucket, axis=-1, stable=True), axis=-1) // chunk
+        back = place[..., :, None] - place[..., None, :]
+        union |= (bucket[..., :, None] == bucket[..., None, :]) & ((back == 0) | (back == 1))
+    own = jnp.eye(t, dtype=bool)
+    union &= pairs.see[:, None] & ~own
+    scores = jnp.where(union, pairs.scores(), -1e30)
+    p = jnp.where(union.any(-1, keepdims=True), jax.nn.softmax(scores, -1), own)
+    return jnp.einsum("BNTS,BSNH->BTNH", p, pairs.v)
