@@ -12,6 +12,7 @@ from typing import Any
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
 from fastlm.models.attention.full import FullAttention
+from fastlm.models.attention.hierarchical import HierarchicalAttention, HierarchicalOptions
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.local import LocalAttention, LocalOptions
 from fastlm.models.attention.lsh import LshAttention, LshOptions
@@ -75,6 +76,15 @@ KINDS: dict[str, Kind] = {
     ),
     "linear": Kind(LinearAttention, causal=True, bidirectional=True, packed=True, cross=True, decode=True, carry=True),
     "lsh": Kind(LshAttention, LshOptions, causal=True, bidirectional=True, packed=True),
+    "hierarchical": Kind(
+        HierarchicalAttention,
+        HierarchicalOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
+        decode=True,
+        softmax=True,
+    ),
 }
 
 NEEDS = {

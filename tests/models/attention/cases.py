@@ -10,4 +10,6 @@ CASES = (
     Case("linear", oracles.linear),
     Case("lsh(chunk=2, rounds=3, buckets=4)", oracles.lsh),
     Case("lsh(chunk=4, rounds=1)", oracles.lsh, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
+    Case("hierarchical(block=2, means=1)", oracles.hierarchical),
+    Case("hierarchical(block=4, means=2)", oracles.hierarchical, {"kv_heads": 2, "positions": "none"}),
 )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from fastlm.models.attention.lsh import rotations
@@ -52,3 +53,37 @@ def lsh(pairs: Pairs) -> Array:
     scores = jnp.where(union, pairs.scores(), -1e30)
     p = jnp.where(union.any(-1, keepdims=True), jax.nn.softmax(scores, -1), own)
     return jnp.einsum("BNTS,BSNH->BTNH", p, pairs.v)
+
+
+def hierarchical(pairs: Pairs) -> Array:
+    """One softmax over near tokens, and over means of what a token may see of the runs farther away.
+
+    Runs of level l are the tokens of 2^l blocks, cut into `means` pieces. A block looks at those whose parent (two of
+    them make one of the next level) is its own parent or beside it, and that are not beside it themselves.
+    """
+    block, means, t = pairs.options.block, pairs.options.means, pairs.see.shape[1]
+    slots = np.arange(t)
+    near = abs(slots[:, None] // block - slots // block) <= 1
+    members, lookers = [], []
+    for level in range(t.bit_length()):
+        group = block << level
+        for j in range(-(-t // group)):
+            here = slots // group
+            looks = (abs(here - j) > 1) & (abs(here // 2 - j // 2) <= 1)
+            for part in range(means):
+                members.append((slots // group == j) & (slots % group * means // group == part))
+                lookers.append(looks)
+    members, lookers = np.stack(members), np.stack(lookers, 1)
+    assert ((near + lookers.astype(int) @ members) == 1).all()  # every token is seen exactly once, from everywhere
+    part = pairs.see[:, :, None] & members & lookers[..., None]  # [B, T, runs, S]
+    count = part.sum(-1)
+    share = part / jnp.maximum(count, 1)[..., None]
+    k, v = (jnp.einsum("BTRS,BSNH->BTRNH", share, x) for x in (pairs.k, pairs.v))
+    far = (
+        jnp.einsum("BTNH,BTRNH->BNTR", pairs.q, k) * pairs.cfg.attention_scale + jnp.log(jnp.maximum(count, 1))[:, None]
+    )
+    scores = jnp.concatenate(
+        [jnp.where((pairs.see & near)[:, None], pairs.scores(), -1e30), jnp.where((count > 0)[:, None], far, -1e30)], -1
+    )
+    p = pairs.softmax(scores)
+    return jnp.einsum("BNTS,BSNH->BTNH", p[..., :t], pairs.v) + jnp.einsum("BNTR,BTRNH->BTNH", p[..., t:], v)
