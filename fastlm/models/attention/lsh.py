@@ -15,8 +15,8 @@ Left out: decoding. Who shares a chunk with a token depends on how many tokens s
 (they push the borders of the chunks), so no step can give what the whole row gives. Other softmaxes: the rounds are
 joined by their sums of exponentials. Reversible layers, which are no matter of attention.
 
-Dims: B batch, T time, D embed, N heads, K kv heads, H head dim, R rounds, G = R B N sorted rows, C chunks, c tokens of
-a chunk, m keys that a chunk sees, L = G T.
+Dims: B batch, T time, D embed, N heads, K kv heads, H head dim, R rounds, L = R T places in the orders
+of all rounds, G = B N R orders, C chunks, c tokens of a chunk, m keys that a chunk sees.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ class LshAttention(Attention):
         count = options.buckets_of(x.shape[1])
         hashed = buckets(jax.lax.stop_gradient(q), rotations(rng, cfg.head_dim, options.rounds, count))
         if mask.key_segments is not None:
-            hashed = jnp.where(mask.key_segments[:, None] == 0, count, hashed)  # behind all others
+            hashed = jnp.where(mask.key_segments[:, None, None] == 0, count, hashed)  # behind all others
         look = {"segments": mask.key_segments, "causal": mask.causal, "scale": cfg.attention_scale}
         look |= {"chunk": min(options.chunk, x.shape[1])}
         y = hashed_attention(q, self.repeated(v), hashed, count=count, **look)
@@ -120,7 +120,7 @@ def rotations(rng: Array | None, head_dim: int, rounds: int, count: int) -> Floa
     return jax.random.normal(jax.random.key(0) if rng is None else rng, (rounds, head_dim, count // 2))
 
 
-def buckets(q: Float[Array, "B T N H"], rotation: Float[Array, "R H half"]) -> Int[Array, "R B N T"]:
+def buckets(q: Float[Array, "B T N H"], rotation: Float[Array, "R H half"]) -> Int[Array, "B N R T"]:
     """Returns the bucket of each token in each round: the argmax over [q r, -q r].
 
     The product's exponent and leading bits, its place and sign are one integer, whose maximum is a fast reduction where
@@ -128,8 +128,8 @@ def buckets(q: Float[Array, "B T N H"], rotation: Float[Array, "R H half"]) -> I
     """
     rounds, _, half = rotation.shape
     if not half:
-        return jnp.zeros((rounds, q.shape[0], q.shape[2], q.shape[1]), jnp.int32)
-    near = jnp.einsum("BTNH,RHP->RBNTP", q.astype(jnp.float32), rotation)
+        return jnp.zeros((q.shape[0], q.shape[2], rounds, q.shape[1]), jnp.int32)
+    near = jnp.einsum("BTNH,RHP->BNRTP", q.astype(jnp.float32), rotation)
     low = (1 << (2 * half - 1).bit_length()) - 1
     place = 2 * jnp.arange(half) + (near < 0)
     code = jax.lax.bitcast_convert_type(jnp.abs(near), jnp.int32) & ~low | place
@@ -148,21 +148,34 @@ class Order:
         twice the number of chunks, codes of different ones by more than that of chunks.
     """
 
-    slot: Int[Array, "R B N T"]
-    place: Int[Array, "R B N T"]
-    code: Int[Array, "R B N T"]
+    slot: Int[Array, "B N R T"]
+    place: Int[Array, "B N R T"]
+    code: Int[Array, "B N R T"]
+
+    @property
+    def round_slot(self) -> Int[Array, "B N R T"]:
+        """`slot` counted through all rounds."""
+        return self.slot + self._rounds_before
+
+    @property
+    def round_place(self) -> Int[Array, "B N R T"]:
+        """`place` counted through all rounds."""
+        return self.place + self._rounds_before
+
+    @property
+    def _rounds_before(self) -> Array:
+        return jnp.arange(self.slot.shape[2])[:, None] * self.slot.shape[3]
 
 
-def sort_tokens(hashed: Int[Array, "R B N T"], chunk: int) -> Order:
+def sort_tokens(hashed: Int[Array, "B N R T"], chunk: int) -> Order:
     """Sorts the tokens of each row by (bucket, slot)."""
     length = hashed.shape[-1]
     bits = _bits(length)
     key = jnp.sort((hashed << bits) | jnp.arange(length), axis=-1)
     slot = key & ((1 << bits) - 1)
-    flat = (slot.reshape(-1, length) + jnp.arange(slot.size // length)[:, None] * length).reshape(-1)
-    place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), slot.shape).reshape(-1)
     options = {"unique_indices": True, "mode": "promise_in_bounds"}
-    place = jnp.zeros_like(place).at[flat].set(place, **options).reshape(slot.shape)
+    inverted = lambda slot: jnp.zeros_like(slot).at[slot].set(jnp.arange(length, dtype=slot.dtype), **options)
+    place = jax.vmap(jax.vmap(jax.vmap(inverted)))(slot)
     return Order(slot, place, hashed * (2 * -(-length // chunk)) + place // chunk)
 
 
@@ -173,7 +186,7 @@ def _bits(length: int) -> int:
 def hashed_attention(
     q: Float[Array, "B T N H"],
     v: Float[Array, "B T N H"],
-    hashed: Int[Array, "R B N T"],
+    hashed: Int[Array, "B N R T"],
     *,
     segments: Int[Array, "B T"] | None,
     causal: bool,
@@ -187,51 +200,46 @@ def hashed_attention(
       hashed: bucket of each token in each round, below `count`; `count` itself of padding.
       segments: document of each token, 0 for padding; a token sees its own document.
     """
-    (b, t, n, h), rounds = q.shape, hashed.shape[0]
+    (b, t, n, h), rounds = q.shape, hashed.shape[2]
     missing = -t % chunk
     length = t + missing
     if missing:
         q, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, v))
         hashed = jnp.pad(hashed, [(0, 0)] * 3 + [(0, missing)], constant_values=count)
     order = sort_tokens(hashed, chunk)
-    rows, back = _row_numbers(order)
-    chunks = lambda x: x.reshape(-1, length // chunk, chunk, *x.shape[1:])
-    q, v = (chunks(_take_rows(x.reshape(-1, h), rows, back)) for x in (q, v))
-    seen = _labels(order, segments, chunks, rows)
+    chunks = lambda x: x.reshape(-1, length // chunk, chunk, *x.shape[3:])
+    sort = lambda x: chunks(_permuted(jnp.swapaxes(x, 1, 2), _joined(order.slot), order.round_place))
+    q, v = sort(q), sort(v)
+    seen = _labels(order, segments, chunks)
     y, total = _attend_chunks(q, _with_previous(unit(q)), _with_previous(v), seen, causal, scale)
-    unsort = lambda x: _take_rows(x, back.reshape(-1), _round_rows(rows, rounds)[None])
-    y = unsort(y.reshape(-1, h)).reshape(rounds, b, length, n, h)
-    total = unsort(total.reshape(-1)).reshape(y.shape[:-1])
-    share = jax.nn.softmax(total, axis=0)[..., None]
-    return sum(share[r] * y[r] for r in range(rounds))[:, :t].astype(q.dtype)
+    unsort = lambda x: _permuted(x, _joined(order.round_place), _joined(order.round_slot)[:, :, None])
+    y = unsort(y.reshape(b, n, -1, h)).reshape(b, n, rounds, length, h)
+    share = jax.nn.softmax(unsort(total.reshape(b, n, -1)).reshape(y.shape[:-1]), axis=2)[..., None]
+    y = sum(share[:, :, r] * y[:, :, r] for r in range(rounds))
+    return jnp.swapaxes(y[:, :, :t], 1, 2).astype(q.dtype)
 
 
-def _row_numbers(order: Order) -> tuple[Int[Array, "L"], Int[Array, "R rows"]]:
-    """Rows of [B T N, H] in sorted order, and for each such row its places in [R B N T, H]."""
-    rounds, b, n, t = order.slot.shape
-    row, head = jnp.arange(b)[:, None, None], jnp.arange(n)[:, None]
-    rows = ((row * t + order.slot) * n + head).reshape(-1)
-    sorted_row = jnp.arange(rounds * b * n).reshape(rounds, b, n, 1)
-    back = jnp.swapaxes(sorted_row * t + order.place, 2, 3)
-    return rows, back.reshape(rounds, -1)
+def _joined(x: Array) -> Array:
+    """[B, N, R, T] as [B, N, L]."""
+    return x.reshape(*x.shape[:2], -1)
 
 
-def _round_rows(rows: Int[Array, "L"], rounds: int) -> Int[Array, "L"]:
-    """Rows of [R B T N, H] in sorted order."""
-    return (rows.reshape(rounds, -1) + jnp.arange(rounds)[:, None] * (rows.size // rounds)).reshape(-1)
+def _take(x: Array, at: Array) -> Array:
+    """x [B, N, I, ...] at [B, N, J]: batched, so that rows and heads may lie on different devices."""
+    return jax.vmap(jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds")))(x, at)
 
 
 @jax.custom_vjp
-def _take_rows(x: Array, rows: Array, back: Array) -> Array:
-    """Returns x[rows]; row i of `x` went to the places back[:, i], so that the gradient is a gather as well."""
-    return x.at[rows].get(mode="promise_in_bounds")
+def _permuted(x: Float[Array, "B N I ..."], at: Int[Array, "B N J"], back: Int[Array, "B N r I"]) -> Array:
+    """Returns x at `at`; its row i went to the places back[:, :, :, i], so that the gradient is a gather as well."""
+    return _take(x, at)
 
 
-def _take_rows_backward(back: Array, g: Array) -> tuple[Array, None, None]:
-    return sum(g.at[places].get(mode="promise_in_bounds") for places in back), None, None
+def _permuted_backward(back: Array, g: Array) -> tuple[Array, None, None]:
+    return sum(_take(g, back[:, :, r]) for r in range(back.shape[2])), None, None
 
 
-_take_rows.defvjp(lambda x, rows, back: (_take_rows(x, rows, back), back), _take_rows_backward)
+_permuted.defvjp(lambda x, at, back: (_take(x, at), back), _permuted_backward)
 
 
 def _with_previous(x: Array, fill: int = 0) -> Array:
@@ -257,17 +265,17 @@ class _Labels:
     documents: tuple[Array, Array] | None
 
 
-def _labels(order: Order, segments: Array | None, chunks: Any, rows: Array) -> _Labels:
-    rounds, b, n, t = order.slot.shape
+def _labels(order: Order, segments: Array | None, chunks: Any) -> _Labels:
+    b, n, rounds, t = order.slot.shape
+    slot = _joined(order.slot)
     pair = lambda x: (x, _with_previous(x, NOWHERE))
-    # Rows count [B, T, N], so the tables of the tokens are laid out so as well.
-    take = lambda table, at: pair(chunks(jnp.swapaxes(table, -1, -2).reshape(-1).at[at].get(mode="promise_in_bounds")))
-    codes = tuple(take(code, rows) for code in order.code) if rounds > 1 else ()
+    sort = lambda x, at: pair(chunks(_take(x, at)))
+    codes = tuple(sort(order.code[:, :, r], slot) for r in range(rounds)) if rounds > 1 else ()
     documents = None
     if segments is not None:
         segments = jnp.pad(segments, ((0, 0), (0, t - segments.shape[1])))
-        documents = take(jnp.broadcast_to(segments[:, None], (b, n, t)), rows)
-    return _Labels(pair(chunks(order.slot.reshape(-1))), take(order.code, _round_rows(rows, rounds)), codes, documents)
+        documents = sort(jnp.broadcast_to(segments[:, None], (b, n, t)), slot)
+    return _Labels(pair(chunks(slot)), sort(_joined(order.code), _joined(order.round_slot)), codes, documents)
 
 
 def _adjacent(query: Array, key: Array) -> Array:
@@ -342,7 +350,7 @@ _attend_chunks.defvjp(_forward, _backward)
 def _matrix(q, hashed, *, segments, causal, chunk, scale) -> Float[Array, "B N T S"]:
     t = q.shape[1]
     code = sort_tokens(hashed, chunk).code
-    visible = jnp.any(_adjacent(code[..., :, None], code[..., None, :]), axis=0)
+    visible = jnp.any(_adjacent(code[..., :, None], code[..., None, :]), axis=2)
     visible &= MaskSpec(causal, segments, segments).dense(t, t) if causal or segments is not None else True
     own = jnp.eye(t, dtype=bool)
     scores = jnp.einsum("BTNH,BSNH->BNTS", q, unit(q), preferred_element_type=jnp.float32) * scale

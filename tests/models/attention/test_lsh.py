@@ -45,7 +45,7 @@ def test_buckets_are_the_nearest_directions_and_drawn_from_the_key():
     q = jax.random.normal(jax.random.key(2), (2, 50, 3, 8))
     draw = jax.jit(lsh.rotations, static_argnums=(1, 2, 3))
     fixed = np.asarray(draw(None, 8, 2, 6))
-    near = np.einsum("BTNH,RHP->RBNTP", q, fixed)
+    near = np.einsum("BTNH,RHP->BNRTP", q, fixed)
     np.testing.assert_array_equal(jax.jit(lsh.buckets)(q, fixed), np.argmax(np.concatenate([near, -near], -1), -1))
     np.testing.assert_array_equal(fixed, draw(None, 8, 2, 6))
     assert float(np.abs(fixed - draw(jax.random.key(5), 8, 2, 6)).max()) > 0.1
