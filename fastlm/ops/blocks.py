@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fastlm.ops.attention import softcap
-from fastlm.ops.key_major_attention import MASKED, key_major_visible
+from fastlm.ops.key_major_attention import MASKED, key_major_visible, masked
 from fastlm.ops.softmax import Exact, Softmax
 from fastlm.parallel.platforms import target_platform
 
@@ -40,13 +40,18 @@ def attend_blocks(
     q: Float[Array, "B C b N H"],
     k: Float[Array, "B C m K H"],
     v: Float[Array, "B C m K H"],
-    visible: Bool[Array, "B C b m"],
+    visible: Bool[Array, "B C b m"] | Float[Array, "B C b m"],
     *,
     scale: float,
     cap: float = 0.0,
     softmax: Softmax = Exact(),
 ) -> Float[Array, "B C b N H"]:
-    """Returns each block's softmax attention to its own keys; `visible` may be 1 long in B and in C."""
+    """Returns each block's softmax attention to its own keys.
+
+    Args:
+      visible: which query sees which key, or a constant added to its (capped) score, `MASKED` where it does not; may
+        be 1 long in B and in C.
+    """
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     options = {"scale": scale, "cap": cap, "softmax": softmax}
     if target_platform() == "cpu":
@@ -59,7 +64,7 @@ def attend_blocks(
 def _attend_by_query(q, k, v, visible, *, scale, cap, softmax):
     k, v = (jnp.repeat(x, q.shape[3] // x.shape[3], axis=3) for x in (k, v))
     scores = jnp.einsum("BCqNH,BCkNH->BCNqk", q, k, preferred_element_type=jnp.float32) * scale
-    p = softmax(jnp.where(visible[:, :, None], softcap(scores, cap), MASKED)).astype(v.dtype)
+    p = softmax(masked(softcap(scores, cap), visible[:, :, None])).astype(v.dtype)
     y = jnp.einsum("BCNqk,BCkNH->BCqNH", p, v, preferred_element_type=jnp.float32)
     return y.astype(q.dtype)
 

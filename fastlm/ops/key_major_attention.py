@@ -66,6 +66,11 @@ def visible_by_key(mask: MaskSpec, queries: int, keys: int) -> Bool[Array, "b 1 
     return visible
 
 
+def masked(scores: Float[Array, "..."], visible: Array) -> Float[Array, "..."]:
+    """Hides scores where a boolean `visible` is false; a floating one is added, and hides with `MASKED`."""
+    return jnp.where(visible, scores, MASKED) if visible.dtype == bool else scores + visible
+
+
 def _per_row(x: Array, groups: int) -> Array:
     """[b, 1, S, T] -> [b, 1, S, GT]: the same for each query head of a group."""
     return x if groups == 1 else jnp.tile(x, (1, 1, 1, groups))
@@ -84,7 +89,7 @@ def _scores(
         grouped = bias.reshape(bias.shape[0], kv_heads, n // kv_heads, t, s)
         scores = scores + jnp.transpose(grouped, (0, 1, 4, 2, 3)).reshape(bias.shape[0], kv_heads, s, -1)
     if visible is not None:
-        scores = jnp.where(_per_row(visible, n // kv_heads), scores, MASKED)
+        scores = masked(scores, _per_row(visible, n // kv_heads))
     return scores, capped
 
 
@@ -148,11 +153,11 @@ def key_major_visible(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    visible: Bool[Array, "b 1 S T"] | None,
+    visible: Bool[Array, "b 1 S T"] | Float[Array, "b 1 S T"] | None,
     *,
     scale: float,
     cap: float = 0.0,
     softmax: Softmax = Exact(),
 ) -> Float[Array, "B T N H"]:
-    """`key_major` for any pattern: `visible` says, keys first, which query sees which key."""
+    """`key_major` for any pattern: `visible` says, keys first, which query sees which key; see `masked`."""
     return _attend(q, k, v, visible, None, scale, cap, softmax)

@@ -6,7 +6,8 @@
              most `EXP2_ERROR[degree]`, so that of a probability about twice as much.
   top_k      only the k largest scores of a row count (and those that tie with the k-th).
   threshold  scores so far below the row's largest that all of them together cannot hold more than the share `mass`
-             of the probability are skipped: those below max - ln(S / mass) among S scores. This bound holds for any
+             of the probability are skipped: those below max - ln(S / mass) among S scores that are not hidden (so that
+             a row gives the same however its scores are laid out with padding and masks). This bound holds for any
              input; `calibrated` finds on given scores the highest threshold that keeps it there, for `margin`.
 Notable: the gradient of each is that of the softmax at the probabilities which came out, so a backward pass written
 by hand needs nothing but them. For `exp2` this differs from the derivative of its polynomial by as much as its error.
@@ -32,6 +33,8 @@ EXP2 = {
     5: (1.00000007, 0.693146967, 0.240221197, 0.0555071327, 0.00967554133, 0.0013276472),
 }
 EXP2_ERROR = {3: 7.5e-5, 4: 2.7e-6, 5: 3e-7}  # the last is rounding as much as approximation
+
+HIDDEN = -1e29  # masks put scores below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Threshold(Softmax):
     def __call__(self, scores: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
         """See `Softmax`."""
         scores = scores.astype(jnp.float32)
-        margin = self.margin or math.log(scores.shape[axis] / self.mass)
+        shown = jnp.sum(scores > HIDDEN, axis=axis, keepdims=True)
+        margin = self.margin or jnp.log(jnp.maximum(shown, 1) / self.mass)
         floor = jax.lax.stop_gradient(jnp.max(scores, axis=axis, keepdims=True)) - margin
         return _softmax_where(scores, scores >= floor, axis)
 

@@ -27,4 +27,8 @@ CASES = (
     Case("latent(rank=6, query_rank=5, rotary_dim=2)", oracles.latent, {"qk_norm": False, "kv_heads": 2}),
     Case("gated_linear(rank=3)", oracles.gated_linear, finish=oracles.normalized_and_gated),
     Case("gated_delta", oracles.gated_delta, finish=oracles.normalized_and_gated),
+    Case("lsh(chunk=2, rounds=3, buckets=4)", oracles.lsh),
+    Case("lsh(chunk=4, rounds=1)", oracles.lsh, {"kv_heads": 2, "positions": "none", "qk_norm": False}),
+    Case("hierarchical(block=2, means=1)", oracles.hierarchical),
+    Case("hierarchical(block=4, means=2)", oracles.hierarchical, {"kv_heads": 2, "positions": "none"}),
 )
