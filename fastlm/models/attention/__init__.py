@@ -15,15 +15,15 @@ from fastlm.models.attention.block_sparse import BlockSparseAttention, BlockSpar
 from fastlm.models.attention.chunk import ChunkAttention, ChunkOptions
 from fastlm.models.attention.dilated import DilatedAttention, DilatedOptions
 from fastlm.models.attention.full import FullAttention
-from fastlm.models.attention.latent import LatentAttention, LatentOptions
 from fastlm.models.attention.gated_delta import GatedDeltaAttention, GatedDeltaOptions
 from fastlm.models.attention.gated_linear import GatedLinearAttention, GatedLinearOptions
 from fastlm.models.attention.hierarchical import HierarchicalAttention, HierarchicalOptions
+from fastlm.models.attention.latent import LatentAttention, LatentOptions
 from fastlm.models.attention.linear import LinearAttention
 from fastlm.models.attention.linformer import LinformerAttention, LinformerOptions
 from fastlm.models.attention.local import LocalAttention, LocalOptions
-from fastlm.models.attention.performer import PerformerAttention, PerformerOptions
 from fastlm.models.attention.lsh import LshAttention, LshOptions
+from fastlm.models.attention.performer import PerformerAttention, PerformerOptions
 from fastlm.models.attention.projections import Attention, NoOptions
 from fastlm.models.attention.transformer_xl import TransformerXLAttention, TransformerXLOptions
 from fastlm.models.config import LayerConfig
@@ -122,6 +122,13 @@ KINDS: dict[str, Kind] = {
         packed=True,
         decode=True,
         softmax=True,
+    ),
+    "lsh": Kind(
+        LshAttention,
+        LshOptions,
+        causal=True,
+        bidirectional=True,
+        packed=True,
     ),
     "hierarchical": Kind(
         HierarchicalAttention,

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from fastlm.models import positions
-from fastlm.models.attention.performer import fixed_directions
 from fastlm.models.attention.lsh import rotations
-from tests.models.attention.bench import Pairs
+from fastlm.models.attention.performer import fixed_directions
 from tests.models.attention.bench import LayerConfig, Pairs
 
 
@@ -126,6 +125,8 @@ def latent(pairs: Pairs) -> Array:
         scores += jnp.einsum("BTNP,BSNP->BNTS", q, k)
     p = pairs.softmax(jnp.where(pairs.see[:, None], scores / width**0.5, -1e30))
     return jnp.einsum("BNTS,BSNH->BTNH", p, v)
+
+
 def halves(pairs: Pairs, read: Callable[..., Array], *arrays: Array) -> Array:
     """A decoder's heads read forwards; of an encoder's, the second half reads everything backwards."""
     forwards = read(pairs.see, *arrays)
@@ -202,6 +203,8 @@ def normalized_and_gated(params: dict, cfg: LayerConfig, x: Array, y: Array) -> 
     """Heads normalized each, times silu(x W)."""
     gate = (x @ params["gate"]).reshape(y.shape)
     return rms_norm(y, params["out_norm"]["scale"], cfg.norm_epsilon) * gate * jax.nn.sigmoid(gate)
+
+
 def lsh(pairs: Pairs) -> Array:
     """Softmax over the union of what the rounds show, token pair by token pair; a token itself where that is nothing.
 
