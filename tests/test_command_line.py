@@ -25,7 +25,9 @@ from fastlm.tasks.rows import RowsKind, default_buckets
 from fastlm.training import build, initial, loop, optimizers, schedules, settings
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.stem != "__init__")
+LONG_RANGE = [path for path in CONFIGS if path.parent.stem == "long_range"]
+STAND_INS = {"c4/en": "state_of_the_union", "cifar10": "digits"}  # what is not on disk, and what the docstring offers
 
 # section -> what takes its keys, and the arguments that come from elsewhere
 TARGETS = {
@@ -157,7 +159,12 @@ def test_base_has_every_section():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_override_values_and_add_no_keys(path):
-    config = command_line.load_config(str(path), [])
+    check_keys(command_line.load_config(str(path), []))
+    assert "launch/local.sh -m fastlm.train --config" in path.read_text() or path.stem == "base"
+    assert path.stem == "base" or len(path.read_text().splitlines()) <= 40
+
+
+def check_keys(config):
     assert set(config) == set(base.get_config())
     for section, values in base.get_config().to_dict().items():
         if section == "task":  # whose keys are those of the kind it names
@@ -165,8 +172,18 @@ def test_configs_override_values_and_add_no_keys(path):
             assert config["task"].keys() - {"name"} <= {field.name for field in dataclasses.fields(kind)}
         elif isinstance(values, dict):
             assert config[section].keys() == values.keys()
-    assert "launch/local.sh -m fastlm.train --config" in path.read_text() or path.stem == "base"
-    assert path.stem == "base" or len(path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", LONG_RANGE, ids=lambda path: path.stem)
+def test_sizes_of_the_paper_are_larger(path):
+    """And fit together; that they build is for the slow test."""
+    small, paper = (command_line.load_config(f"{path}{size}", []) for size in ("", ":paper"))
+    check_keys(paper)
+    for config in (small, paper):
+        assert config["data"]["length"] <= config["model"]["max_length"]
+        assert not config["data"]["buckets"] or config["data"]["buckets"][-1] == config["data"]["length"]
+    tokens = [c["training"]["steps"] * c["data"]["batch_size"] * c["data"]["length"] for c in (small, paper)]
+    assert tokens[0] < tokens[1]
 
 
 def start_of(source, tmp_path):
@@ -182,11 +199,25 @@ def start_of(source, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds(path, tmp_path, no_mesh, monkeypatch):
+    check_builds(str(path), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LONG_RANGE, ids=lambda path: path.stem)
+def test_sizes_of_the_paper_build(path, tmp_path, no_mesh, monkeypatch):
+    check_builds(f"{path}:paper", tmp_path, monkeypatch)
+
+
+def check_builds(path, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *a: 1)
     monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
-    config = command_line.load_config(str(path), [])
-    if path.stem == "lm_base":  # C4 is not on disk; its docstring offers this stand-in
-        config["data"]["sources"] = (("state_of_the_union", 1.0),)
+    config = command_line.load_config(path, [])
+    (source, _), *_ = config["data"]["sources"]
+    if source in STAND_INS:
+        config["data"].update(sources=((STAND_INS[source], 1.0),), split="train")
+        config["evaluation"]["split"] = "validation"
+    elif source.endswith("_paper"):  # the same rows, but longer or more: minutes to make
+        config["data"]["sources"] = ((source.removesuffix("_paper"), 1.0),)
     if config["init"]["source"]:
         config["init"]["source"] = start_of(config["init"]["source"], tmp_path)
     experiment = build.build(config, tmp_path / "run")

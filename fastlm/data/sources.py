@@ -45,6 +45,13 @@ BUILT_IN = {
     "python_docstrings": BuiltIn("python_docstrings", "PythonDocstrings"),
     "state_of_the_union_passages": BuiltIn("state_of_the_union_passages", "StateOfTheUnionPassages"),
     "synthetic_questions": BuiltIn("synthetic_questions", "SyntheticQuestions"),
+    "list_ops": BuiltIn("list_ops", "ListOps", "short"),
+    "list_ops_paper": BuiltIn("list_ops", "ListOps", "paper"),
+    "pathfinder": BuiltIn("pathfinder", "Pathfinder", "small"),
+    "pathfinder_paper": BuiltIn("pathfinder", "Pathfinder", "paper"),
+    "digits": BuiltIn("digits", "Digits"),
+    "text_bytes": BuiltIn("text_bytes", "TextBytes"),
+    "retrieval_bytes": BuiltIn("retrieval_bytes", "RetrievalBytes"),
 }
 
 

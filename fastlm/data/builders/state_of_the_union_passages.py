@@ -25,10 +25,15 @@ def era(year: int) -> str:
     return f"{start}-{start + _YEARS - 1}"
 
 
+def sentences(text: str) -> list[str]:
+    """Returns the sentences of a text, white space between words made one space."""
+    return [" ".join(part.split()) for part in re.split(r"(?<=[a-z)][.!?])\s+(?=[A-Z])", text)]
+
+
 def passages(text: str) -> list[str]:
     """Returns whole sentences joined to at least `WORDS` words each, in order; what is left over is dropped."""
     found, current = [], []
-    for sentence in re.split(r"(?<=[a-z)][.!?])\s+(?=[A-Z])", text):
+    for sentence in sentences(text):
         current.extend(sentence.split())
         if len(current) >= WORDS:
             found.append(" ".join(current))

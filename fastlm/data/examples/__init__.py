@@ -1,7 +1,8 @@
 """Rows of fields as data: pairs, labelled examples, questions; one spec string names them.
 
     old_testament_en_es  python_docstrings  synthetic_questions    work with no network
-    squad  glue/sst2  imdb_reviews  ...                            any TFDS name, once prepared
+    digits  list_ops  pathfinder  text_bytes  retrieval_bytes      the long-range suite: so do these
+    squad  glue/sst2  imdb_reviews  cifar10  ...                   any TFDS name, once prepared
     tsv:GLOB   csv:GLOB   jsonl:GLOB                               the user's files; .gz, .bz2, .xz are read through
     tsv:GLOB#columns=split,group,en,de                             files without a header row
     csv:GLOB#group=movie_name                                      rows of one movie stay in one split

@@ -2,8 +2,8 @@
 
 Notable: the counterpart of `Documents` for what has more than a text: pairs, labelled examples,
 questions with answers. Values are text or numbers, nothing nested; what is nested where it comes from
-gets names with slashes (``answers/text``), and of a list the first element. Left out: several
-references per row.
+gets names with slashes (``answers/text``), and of a list the first element. Images are texts of numbers
+(``0 255 17``), which the tokenizer kind "numbers" reads. Left out: several references per row.
 """
 
 from abc import ABC, abstractmethod

@@ -2,7 +2,9 @@
 
 Notable: every feature that is a text or a number is a field, nested ones as ``answers/text``. Of a
 sequence the first element is taken; of an empty one "" or -1 (an unanswerable question has no answer
-and starts nowhere). Features of fixed or several dimensions (images, vectors) are left out, and logged.
+and starts nowhere). Images, and other whole numbers of a fixed shape, are texts of numbers in row order, "0 255 17":
+the tokenizer kind "numbers" reads them. Colours become gray. Other features of several dimensions are left out, and
+logged.
 """
 
 import logging
@@ -20,11 +22,15 @@ from fastlm.errors import UserError
 _logger = logging.getLogger(__name__)
 
 
+_GRAY = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601)
+
+
 class _Field(NamedTuple):
     """Where a field's value lies in a record; `empty` stands for an empty sequence's, None for a plain value."""
 
     path: tuple[str, ...]
     empty: str | int | None
+    is_image: bool = False
 
     @property
     def name(self) -> str:
@@ -82,11 +88,17 @@ class TfdsExamples(Examples):
 def _fields(features: Any, source: str) -> list[_Field]:
     """Returns what of a data set's features can be a field, by name; logs what cannot."""
     found = list(_leaves((), features.shape, features.np_dtype))
-    kept = sorted(
+    kept = [
         _Field(path, None if shape == () else _empty(dtype))
         for path, shape, dtype in found
         if shape in ((), (None,)) and np.dtype(dtype).kind in "OSUbiuf"
-    )
+    ]
+    kept += [
+        _Field(path, None, is_image=True)
+        for path, shape, dtype in found
+        if shape and None not in shape and np.dtype(dtype).kind in "iu"
+    ]
+    kept.sort(key=lambda field: field.path)
     left_out = sorted({"/".join(path) for path, _, _ in found} - {field.name for field in kept})
     if not kept:
         raise UserError(f"data set '{source}' has no text or number in its rows, only {', '.join(left_out)}")
@@ -107,10 +119,19 @@ def _empty(dtype: Any) -> str | int:
     return "" if np.dtype(dtype).kind in "OSU" else -1
 
 
+def number_text(values: np.ndarray) -> str:
+    """Returns whole numbers as text in row order; of an image with three colours [H, W, 3] how bright each pixel is."""
+    if values.ndim == 3 and values.shape[-1] == len(_GRAY):
+        values = np.round(values @ np.array(_GRAY)).astype(int)
+    return " ".join(map(str, values.ravel().tolist()))
+
+
 def _value(record: Mapping[str, Any], field: _Field) -> str | int | float:
     value: Any = record
     for name in field.path:
         value = value[name]
+    if field.is_image:
+        return number_text(np.asarray(value))
     if field.empty is not None:
         value = value[0] if len(value) else field.empty
     value = value.item() if isinstance(value, (np.generic, np.ndarray)) else value

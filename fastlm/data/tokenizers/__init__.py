@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, byte-level BPE trained here, Hugging Face and SentencePiece files.
+"""Tokenizers: bytes, numbers, byte-level BPE trained here, Hugging Face and SentencePiece files.
 
 A kind is one file with a `make`, and one line in each of the two tables here.
 """
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fastlm.data.documents import Documents
-from fastlm.data.tokenizers import bpe, byte_level, huggingface, sentencepiece
+from fastlm.data.tokenizers import bpe, byte_level, huggingface, numbers, sentencepiece
 from fastlm.data.tokenizers.base import StreamDecoder, Tokenizer
 from fastlm.errors import UserError, nearest
 
@@ -17,12 +17,14 @@ __all__ = ["KINDS", "StreamDecoder", "Tokenizer", "from_json", "make"]
 
 KINDS: dict[str, Callable[..., Tokenizer]] = {
     "bytes": byte_level.make,
+    "numbers": numbers.make,
     "bpe": bpe.make,
     "huggingface": huggingface.make,
     "sentencepiece": sentencepiece.make,
 }
 _FROM_JSON: dict[str, Callable[..., Tokenizer]] = {
     "bytes": byte_level.ByteTokenizer,
+    "numbers": numbers.NumberTokenizer,
     "bpe": partial(huggingface.HuggingFaceTokenizer, kind="bpe"),
     "huggingface": partial(huggingface.HuggingFaceTokenizer, kind="huggingface"),
     "sentencepiece": sentencepiece.from_base64,
@@ -37,12 +39,12 @@ def make(
     documents: Documents | Sequence[Documents] | None = None,
     data_dir: str | Path | None = None,
 ) -> Tokenizer:
-    """Returns a tokenizer of `kind`: bytes, bpe, huggingface or sentencepiece.
+    """Returns a tokenizer of `kind`: bytes, numbers, bpe, huggingface or sentencepiece.
 
     Args:
       kind: A key of `KINDS`.
       path: A `tokenizer.json` (or its folder), or a `.model` file.
-      vocab_size: For bpe, V with its special token.
+      vocab_size: For bpe and numbers, V with its special token.
       documents: For bpe, what to train on (the train split); the result is cached by their content.
       data_dir: Where the cache lies; see `directory.data_directory`.
 

@@ -1,0 +1,305 @@
+"""The long-range suite: tasks x attention kinds x seeds, each an ordinary training, into one table.
+
+    launch/local.sh -m experiments.long_range --folder runs/long_range --tasks list_ops,digits \\
+        --kinds full,local,linear --seeds 0
+
+Every run is `fastlm.train` on a config of configs/long_range in a process of its own, with a workdir under --folder; a
+finished one is a line of results.jsonl there and is not run again, a stopped one resumes. More overrides
+(--config.training.steps=3000) go to every run. --kinds takes names or whole specs ("local(window=32)"); without it, all
+kinds that can look ahead. --size paper takes the sizes of the paper. Time on two quiet cores: three to ten minutes a
+run. Accuracy is that of the test split, its error over rows (and over seeds, where there are several); a result within
+two errors of the best constant answer is called not learned. Steps per second are one over the median of the log
+intervals; memory is the peak of the whole process, data and compilation included.
+Beside it stands Table 1 of Long Range Arena (arXiv 2011.04006), as secondary sources repeat it: its data (but for
+ListOps and Pathfinder, which are made alike), sizes and budgets are others, so it says what order to expect, no more.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fastlm import command_line
+from fastlm.errors import UserError, nearest
+from fastlm.models import attention
+from fastlm.training import workdir_files
+
+FLAGS = flags.FLAGS
+CONFIGS = Path("configs/long_range")
+TRAINER = ("-m", "fastlm.train")
+
+# Our task -> the column of the paper's table that it stands for; the shipped digits have none.
+TASKS = {
+    "list_ops": "ListOps",
+    "digits": "",
+    "pathfinder": "Pathfinder",
+    "text_bytes": "Text",
+    "retrieval_bytes": "Retrieval",
+    "cifar10": "Image",
+}
+SHIPPED = tuple(task for task in TASKS if task != "cifar10")  # which has to be fetched
+
+# The options that a kind has at these lengths, 500 to 4,000 tokens; a kind that is not here has its own defaults.
+SPECS = {"local": "local(window=64)"}
+
+COLUMNS = ("ListOps", "Text", "Retrieval", "Image", "Pathfinder")
+PUBLISHED = {  # accuracy in percent; the row of the paper's table that a kind stands for
+    "full": ("Transformer", (36.37, 64.27, 57.46, 42.44, 71.40)),
+    "local": ("Local Attention", (15.82, 52.98, 53.39, 41.46, 66.63)),
+    "linear": ("Linear Transformer", (16.13, 65.90, 53.09, 42.34, 75.30)),
+    "performer": ("Performer", (18.01, 65.40, 53.82, 42.77, 77.05)),
+    "linformer": ("Linformer", (35.70, 53.94, 52.27, 38.56, 76.34)),
+    "lsh": ("Reformer", (37.27, 56.10, 53.40, 38.07, 68.50)),
+    "block_sparse": ("BigBird", (36.05, 64.02, 59.29, 40.83, 74.87)),
+}
+BASELINE = "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: what is learned, with which attention, from which seed, and the trainer's arguments."""
+
+    task: str
+    kind: str
+    seed: int
+    workdir: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """What the trainer printed, all attempts appended."""
+        return self.workdir.with_name(self.workdir.name + ".log")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to; one line of results.jsonl.
+
+    Attributes:
+      accuracy, accuracy_error: of the test rows, and its standard error.
+      chance: accuracy of the best constant answer on these rows.
+      steps_per_second: one over the median step.
+      peak_memory: of the process that ended the run, in MiB.
+    """
+
+    task: str
+    kind: str
+    seed: int
+    accuracy: float
+    accuracy_error: float
+    chance: float
+    rows: int
+    steps_per_second: float
+    peak_memory: float
+    arguments: tuple[str, ...]
+
+
+def plan(
+    tasks: Sequence[str], kinds: Sequence[str], seeds: Sequence[int], folder: Path, size: str, overrides: Sequence[str]
+) -> list[Run]:
+    """Lists all runs, seeds outermost: after a share of the time there is a whole first table.
+
+    Raises:
+      UserError: an unknown task or kind, or a kind that cannot look ahead.
+    """
+    for task in tasks:
+        if task not in TASKS:
+            raise UserError(f"--tasks: unknown '{task}'{nearest(task, TASKS)} (one of: {', '.join(TASKS)})")
+    for kind in kinds:
+        attention.require(kind, "bidirectional")
+    shared = tuple(f"--config.{override}" for override in overrides)
+    runs = []
+    for seed in seeds:
+        for task in tasks:
+            for kind in kinds:
+                workdir = folder / task / re.sub(r"[^\w.=]+", "_", kind).strip("_") / f"seed{seed}"
+                config = f"{CONFIGS / task}.py" + (f":{size}" if size else "")
+                own = (f"--config.seed={seed}", f"--config.model.attention={SPECS.get(kind, kind)}")
+                runs.append(Run(task, kind, seed, workdir, ("--config", config, *shared, *own)))
+    return runs
+
+
+def bidirectional() -> list[str]:
+    """Returns the names of all kinds that an encoder can have."""
+    return [name for name, kind in attention.KINDS.items() if kind.bidirectional]
+
+
+def finished(folder: Path, runs: Sequence[Run]) -> dict[Run, Result]:
+    """Returns the results that are there already.
+
+    Raises:
+      UserError: a run was made with other settings.
+    """
+    path = folder / "results.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = {(line["task"], line["kind"], line["seed"]): line for line in map(json.loads, lines)}
+    found = {}
+    for run in runs:
+        line = known.get((run.task, run.kind, run.seed))
+        if line and tuple(line["arguments"]) != run.arguments:
+            raise UserError(
+                f"{path} has {run.workdir} with other settings ({' '.join(line['arguments'])}); name another --folder"
+            )
+        if line:
+            found[run] = Result(**line | {"arguments": run.arguments})
+    return found
+
+
+def train(run: Run) -> Result | None:
+    """Trains in a process of its own; None if it did not finish, with the reason in its log."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, *TRAINER, *run.arguments, f"--workdir={run.workdir}"]
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            # Not `wait`: this also says what memory this one child had, of which no other way remains at its end.
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()  # it saves and ends; the same command resumes
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+    outcome = run.workdir / "result.json"
+    if process.returncode or not outcome.is_file():
+        return None
+    metrics = json.loads(outcome.read_text())["metrics"]
+    labels = Counter(json.loads(line)["label"] for line in (run.workdir / "predictions.jsonl").open(encoding="utf-8"))
+    return Result(
+        task=run.task,
+        kind=run.kind,
+        seed=run.seed,
+        accuracy=metrics["accuracy"],
+        accuracy_error=metrics["accuracy_error"],
+        chance=max(labels.values()) / labels.total(),
+        rows=labels.total(),
+        steps_per_second=1 / median_step(run.workdir / "metrics.jsonl"),
+        peak_memory=usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        arguments=run.arguments,
+    )
+
+
+def median_step(path: Path) -> float:
+    """Returns the median seconds of a step over log intervals; the first one compiles and does not count."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    seconds = [row["train/step_seconds"] for row in rows if "train/step_seconds" in row]
+    return statistics.median(seconds[1:] or seconds)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Returns the results as Markdown, a line for each task and kind, in the order they first come."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.task, result.kind), []).append(result)
+    lines = [
+        "| task | attention | seeds | accuracy | best constant | steps/s | of full's | peak MiB | published (LRA) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for task in dict.fromkeys(task for task, _ in groups):
+        speeds = {kind: _mean(group, "steps_per_second") for (other, kind), group in groups.items() if other == task}
+        for kind, speed in speeds.items():
+            group = groups[task, kind]
+            relative = f"{speed / speeds[BASELINE]:.2f}" if BASELINE in speeds else "-"
+            lines.append(
+                f"| {task} | {SPECS.get(kind, kind)} | {len(group)} | {shown_accuracy(group)} "
+                f"| {_mean(group, 'chance'):.3f} | {speed:.2f} | {relative} | {_mean(group, 'peak_memory'):.0f} "
+                f"| {published(task, kind)} |"
+            )
+    return "\n".join(lines)
+
+
+def shown_accuracy(group: Sequence[Result]) -> str:
+    """Returns mean and standard error, or that nothing was learned. Seeds share test rows, whose error stays."""
+    accuracy, error = _mean(group, "accuracy"), _mean(group, "accuracy_error")
+    if len(group) > 1:
+        error = math.hypot(error, statistics.stdev(result.accuracy for result in group) / math.sqrt(len(group)))
+    text = f"{accuracy:.3f} ± {error:.3f}"
+    return text if accuracy - _mean(group, "chance") > 2 * error else f"not learned here ({text})"
+
+
+def published(task: str, kind: str) -> str:
+    """Returns the paper's accuracy and what it calls the kind, "-" where it has none."""
+    if not TASKS[task] or kind not in PUBLISHED:
+        return "-"
+    name, accuracies = PUBLISHED[kind]
+    return f"{accuracies[COLUMNS.index(TASKS[task])]:.2f}% ({name})"
+
+
+def _mean(group: Sequence[Result], name: str) -> float:
+    return statistics.fmean(getattr(result, name) for result in group)
+
+
+def split_kinds(text: str) -> list[str]:
+    """Returns names and specs that commas separate; commas in parentheses do not."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+def define_flags() -> None:
+    """Defines the flags; not on import, for experiments that stand side by side share names."""
+    flags.DEFINE_string("folder", "runs/long_range", "where results.jsonl, results.md and the workdirs lie")
+    flags.DEFINE_list("tasks", list(SHIPPED), "names of configs in configs/long_range")
+    flags.DEFINE_string("kinds", "", "attention kinds, with options or not; all that can look ahead if empty")
+    flags.DEFINE_list("seeds", ["0"], "seeds of each")
+    flags.DEFINE_string("size", "", "argument of the configs: nothing for small ones, or paper")
+
+
+def run_all(runs: Sequence[Run], folder: Path) -> str:
+    """Runs what is missing, one after the other, and returns the table of all, which is also written.
+
+    Raises:
+      UserError: some runs did not finish; the others are done.
+    """
+    results, failed = finished(folder, runs), []
+    for run in runs:
+        if run in results:
+            continue
+        print(f"{run.task}, {run.kind}, seed {run.seed}: {run.log}", flush=True)
+        result = train(run)
+        if result is None:
+            failed.append(run)
+            continue
+        results[run] = result
+        with (folder / "results.jsonl").open("a") as lines:
+            lines.write(json.dumps(dataclasses.asdict(result)) + "\n")
+    text = table([results[run] for run in runs if run in results])
+    workdir_files.write_whole(folder / "results.md", text + "\n")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs did not finish (see {', '.join(str(run.log) for run in failed)}); "
+            f"the others are in {folder / 'results.md'}"
+        )
+    return text
+
+
+def main() -> None:
+    """Reads the flags, runs, and prints the table."""
+    signal.signal(signal.SIGTERM, _stop)
+    kinds = split_kinds(FLAGS.kinds) or bidirectional()
+    seeds = [_seed(text) for text in FLAGS.seeds]
+    folder = Path(FLAGS.folder)
+    print(run_all(plan(FLAGS.tasks, kinds, seeds, folder, FLAGS.size, command_line.overrides()), folder))
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--seeds: '{text}' is no whole number")
+    return int(text)
+
+
+def _stop(*_: Any) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.main(main)
