@@ -4,10 +4,15 @@ By default on the test split of the data it was trained on; `--source` takes any
 pipeline knows (`text:my/*.txt`, `jsonl:my.jsonl#body`, `python_stdlib`). With `--problems FILE`, a model that
 continues text writes Python functions instead, whose tests are run in isolation, if that is allowed. Prints one line
 of metrics and one of JSON.
+
+With `--attention_maps` nothing is scored: what each head looks at in one text is drawn, measured and put on a page.
+
+    python -m fastlm.evaluate --workdir runs/lm_small --attention_maps --text "Fellow citizens of the Senate"
 """
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -19,6 +24,7 @@ from fastlm.errors import UserError
 from fastlm.measurement.human_eval import Problem, read_human_eval
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
+from fastlm.reports import attention_maps
 from fastlm.tasks import code_generation
 from fastlm.tasks.code_generation import Attempts
 from fastlm.tasks.kind import Scored
@@ -49,15 +55,35 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "with --problems: of the dr
 SEED = flags.DEFINE_integer("seed", 0, "with --problems: of the drawing", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_alias("allow-code-execution", "allow_code_execution")
 
+ATTENTION_MAPS = flags.DEFINE_bool("attention_maps", False, "draw what each head looks at in a text, score nothing")
+TEXT = flags.DEFINE_multi_string(
+    "text", [], "with --attention_maps: the text, by default the split's first; once for each field the task reads"
+)
+TEXT_FILE = flags.DEFINE_string("text_file", "", "with --attention_maps: file with the text, or with the last of them")
+MAP_TOKENS = flags.DEFINE_integer(
+    "map_tokens",
+    0,
+    "with --attention_maps: first tokens of the text to read; 0 takes 128, or the context",
+    lower_bound=0,
+)
+MAPS_FOLDER = flags.DEFINE_string("maps_folder", "", "with --attention_maps: default attention_maps in the workdir")
+flags.DEFINE_alias("attention-maps", "attention_maps")
+flags.DEFINE_alias("text-file", "text_file")
+flags.DEFINE_alias("map-tokens", "map_tokens")
+flags.DEFINE_alias("maps-folder", "maps_folder")
+
 USER_FILES = ("text", "jsonl", "tsv", "csv")
 
 
 def main() -> None:
     """Restores, scores, prints."""
-    problems = read_problems()
+    problems, texts = read_problems(), read_texts()
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
+    if ATTENTION_MAPS.value:
+        draw_attention(restored, mesh, texts)
+        return
     scored = solve(restored, mesh, problems) if problems else score(restored, mesh)
     metrics = scored.metrics
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -70,24 +96,62 @@ def main() -> None:
 
 def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> Scored:
     """Scores the source and split that the flags name."""
-    config = restored.about["config"]
-    data = configuration.make(Data, "data", config["data"])
-    evaluation = configuration.make(Evaluation, "evaluation", config.get("evaluation", {}))
-    sources = tuple((source, 1.0) for source in SOURCE.value) or data.sources
+    data, evaluation, split = asked(restored)
     length, context = LENGTH.value or data.length, restored.model.cfg.max_length
     if length > context:
         raise UserError(f"--length: {length} is more than the model's context of {context} tokens (model.max_length)")
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    data = dataclasses.replace(data, sources=sources, length=length)
+    data = dataclasses.replace(data, length=length)
     evaluation = dataclasses.replace(
         evaluation,
         batch_size=-(-BATCH_SIZE.value // devices) * devices,
         overlap=OVERLAP.value if OVERLAP.value >= 0 else evaluation.overlap,
     )
-    user_files = SOURCE.value and SOURCE.value[0].partition(":")[0] in USER_FILES
-    split = SPLIT.value or ("all" if user_files else evaluation.final_split or "test")
     kind = restored.kind()
     return kind.score(restored.trained(kind, mesh), data, evaluation, split, BATCHES.value)
+
+
+def asked(restored: restore.Restored) -> tuple[Data, Evaluation, str]:
+    """Returns the run's settings with the sources of the flags, and the split that the flags name."""
+    config = restored.about["config"]
+    data = configuration.make(Data, "data", config["data"])
+    evaluation = configuration.make(Evaluation, "evaluation", config.get("evaluation", {}))
+    sources = tuple((source, 1.0) for source in SOURCE.value) or data.sources
+    user_files = SOURCE.value and SOURCE.value[0].partition(":")[0] in USER_FILES
+    split = SPLIT.value or ("all" if user_files else evaluation.final_split or "test")
+    return dataclasses.replace(data, sources=sources), evaluation, split
+
+
+def draw_attention(restored: restore.Restored, mesh: jax.sharding.Mesh, texts: list[str]) -> None:
+    """Writes what the model looks at in the texts, or else in the first example of the split."""
+    data, _, split = asked(restored)
+    kind = restored.kind()
+    if not texts and not data.sources:
+        raise UserError("no text to look at; give --text, --text_file or --source")
+    texts = texts or kind.first_example(data, split)
+    title = f"Attention of {Path(WORKDIR.value).absolute().name}, step {restored.step}"
+    looked = attention_maps.look(kind, restored.trained(kind, mesh), data, texts, MAP_TOKENS.value, title)
+    if multihost.is_primary():
+        page, *files = attention_maps.write(looked, Path(MAPS_FOLDER.value or Path(WORKDIR.value) / "attention_maps"))
+        print(*filter(None, [looked.notice, f"wrote {page} and {len(files)} files beside it"]), sep="\n")
+
+
+def read_texts() -> list[str]:
+    """Returns the texts to look at.
+
+    Raises:
+      UserError: there are some and nothing looks at them, or a file that cannot be read.
+    """
+    if (TEXT.value or TEXT_FILE.value) and not ATTENTION_MAPS.value:
+        raise UserError("--text and --text_file go with --attention_maps; to score a text, give --source text:FILE")
+    if not TEXT_FILE.value:
+        return TEXT.value
+    try:
+        return [*TEXT.value, Path(TEXT_FILE.value).read_bytes().decode()]
+    except OSError as error:
+        raise UserError(f"--text_file: {TEXT_FILE.value}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text_file: {TEXT_FILE.value}: no UTF-8 at byte {error.start}; convert the file") from None
 
 
 def read_problems() -> list[Problem]:

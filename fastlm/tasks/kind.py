@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fastlm.data import pipeline, sources
@@ -18,6 +19,7 @@ from fastlm.data.documents import Documents
 from fastlm.data.evaluation import evaluation_batches
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
+from fastlm.decoding import sample
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
 from fastlm.parallel import multihost
@@ -107,6 +109,28 @@ class TaskKind(ABC):
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
         """Scores a split as its literature does, with a standard error over examples where there is one."""
 
+    @abstractmethod
+    def first_example(self, data: Data, split: str) -> list[str]:
+        """Returns the texts that a split's first example consists of: one, or each of the fields that are read."""
+
+    def completed(self, trained: Trained, data: Data, texts: Sequence[str]) -> list[str]:
+        """Returns the texts of one example with what the model itself adds to them, a target that is not given.
+
+        Raises:
+          UserError: fewer or more texts than an example has.
+        """
+        del trained, data
+        if len(texts) != 1:
+            raise UserError(f"--text: this task reads one text, got {len(texts)}")
+        return list(texts)
+
+    @abstractmethod
+    def inputs(self, trained: Trained, data: Data, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns what the model reads of one completed example, cut to the lengths of `data`.
+
+        "tokens" int32 [T], and "token_types" [T] or an encoder-decoder's "source" [S] where it reads them.
+        """
+
     def answers(
         self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
     ) -> list[dict[str, Any]]:
@@ -134,6 +158,15 @@ class TextKind(TaskKind):
     def documents(self, data: Data) -> Sequence[Documents]:
         """Returns the documents of the training split."""
         return [sources.load(spec, data.split, data_dir=data.data_dir) for spec, _ in data.sources]
+
+    def first_example(self, data: Data, split: str) -> list[str]:
+        """Returns the first document of a split."""
+        spec, _ = sources.weighted_sources(data.sources)[0]
+        return [sources.load(spec, split, data_dir=data.data_dir)[0]]
+
+    def inputs(self, trained: Trained, data: Data, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns a document's tokens behind the start token, where there is one."""
+        return {"tokens": np.array(sample.prompt_ids(trained.tokenizer, texts[0])[: data.length], np.int32)}
 
     def train_batches(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, seed: int) -> pipeline.BatchIterator:
         """Returns packed or streamed rows."""

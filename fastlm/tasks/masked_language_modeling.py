@@ -12,6 +12,8 @@ Dims: B batch, T time, M masked places.
 import dataclasses
 import functools
 import math
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,6 +66,10 @@ class MaskedLanguageModeling(TextKind):
         hidden_from_masking = jnp.asarray(tokenizer.token_bytes == 0)
         return make(model, mask_token(tokenizer), hidden_from_masking, self.mask_share)
 
+    def inputs(self, trained: Trained, data: Data, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns a text's tokens between the special ones, with its holes."""
+        return {"tokens": _between_special_tokens(trained.tokenizer, texts[0], data.length)}
+
     def answers(
         self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
     ) -> list[dict[str, Any]]:
@@ -75,6 +81,12 @@ class MaskedLanguageModeling(TextKind):
         ]
 
 
+def _between_special_tokens(tokenizer: Tokenizer, text: str, length: int) -> np.ndarray:
+    start, end = special_tokens(tokenizer)
+    ids = _with_holes(tokenizer, text)[: max(0, length - len(start) - len(end))]
+    return np.concatenate([start, ids, end]).astype(np.int32)
+
+
 def fill(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
     """Returns a text and, for each of its holes, `CHOICES` words with their probabilities.
 
@@ -83,8 +95,7 @@ def fill(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> dict[str
     """
     if HOLE not in text:
         raise UserError(f"{text[:40]!r} has no {HOLE} to fill; write one where a word is missing")
-    start, end = special_tokens(tokenizer)
-    tokens = np.concatenate([start, _with_holes(tokenizer, text), end]).astype(np.int32)
+    tokens = _between_special_tokens(tokenizer, text, sys.maxsize)
     if len(tokens) > model.cfg.max_length:
         raise UserError(f"{text[:40]!r} has {len(tokens)} tokens, the model's context {model.cfg.max_length}; cut it")
     padded = np.zeros((1, bucket(len(tokens))), np.int32)

@@ -12,7 +12,7 @@ Dims: B batch, T time.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +118,11 @@ class QuestionAnswering(RowsKind):
             return encoded | {"token_types": window.token_types} if cfg.token_types else encoded
 
         return encode
+
+    def inputs(self, trained: Trained, data: Data, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the first window of a question and its context."""
+        row = {**dict(zip(self.text_fields, texts, strict=True)), FIRST: 0}
+        return dataclasses.replace(self.unlabelled(), stride=0).read_row(trained, data, row)
 
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""

@@ -30,6 +30,8 @@ from fastlm.parallel import multihost
 from fastlm.tasks.kind import TaskKind, Trained
 from fastlm.tasks.scoring import HostBatch, gather_host, to_device
 
+INPUTS = ("tokens", "token_types", "source")
+
 
 class RowsKind(TaskKind):
     """A task on rows of fields; subclasses name the `text_fields` they read and give an `encoder`."""
@@ -78,6 +80,28 @@ class RowsKind(TaskKind):
     @abstractmethod
     def unlabelled(self) -> "RowsKind":
         """Returns this kind for rows that have no right answers beside them: fields without a name are not read."""
+
+    def first_example(self, data: Data, split: str) -> list[str]:
+        """Returns the text fields of the first row of a split, which may lack what a model can say itself."""
+        row = self.unlabelled().load(data, split)[0][0][0]
+        return [str(row[name]) for name in self.text_fields if name in row]
+
+    def completed(self, trained: Trained, data: Data, texts: Sequence[str]) -> list[str]:
+        """Returns the texts, which must be as many as the fields that are read."""
+        del trained, data
+        if len(texts) != len(self.text_fields):
+            fields = " and ".join(self.text_fields)
+            raise UserError(f"--text: this task reads {fields}, give --text for each in this order; got {len(texts)}")
+        return list(texts)
+
+    def inputs(self, trained: Trained, data: Data, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns what the model reads of a row of these texts."""
+        return self.unlabelled().read_row(trained, data, dict(zip(self.text_fields, texts, strict=True)))
+
+    def read_row(self, trained: Trained, data: Data, row: Row) -> dict[str, np.ndarray]:
+        """Returns, of what `encoder` makes of a row, what the model is given."""
+        encoded = self.encoder(trained.model.cfg, trained.tokenizer, data)(row)
+        return {name: encoded[name] for name in INPUTS if name in encoded}
 
     def answers(
         self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0

@@ -166,6 +166,17 @@ class SequenceToSequence(RowsKind):
         room = (data.source_length or data.length // 2) - len(start)
         return np.concatenate([start, ids[max(0, len(ids) - room) :]]).astype(np.int32)
 
+    def completed(self, trained: Trained, data: Data, texts: Sequence[str]) -> list[str]:
+        """Returns source and target; the model writes the target if there is none."""
+        if len(texts) == 1:
+            source, _ = self.unlabelled().texts({self.source: texts[0]})
+            return [source, *self.unlabelled().write(trained, [{self.source: source}], data, 1)]
+        return super().completed(trained, data, texts)
+
+    def inputs(self, trained: Trained, data: Data, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns source and target, or both as one text; the target's end, which is never read, is not among it."""
+        return self.read_row(trained, data, dict(zip(self.text_fields, texts, strict=True)))
+
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""
         return make(model, tokenizer.token_bytes, self.label_smoothing)
