@@ -152,7 +152,7 @@ class Model:
         embedding = Embedding(cfg, self.compute)
         x = embedding.apply({"params": own.get("embedding", {})}, source, positions, None, table)
         x = dropout(x, cfg.dropout, None if rng is None else jax.random.fold_in(rng, cfg.total_layers + 1))
-        mask = MaskSpec(False, segment_ids, segment_ids)
+        mask = MaskSpec(False, segment_ids, segment_ids, packed=False)
         bias = self._biases(own, cfg.encoder_stack, positions, positions)
         x, _, aux = self._stack(params, cfg.encoder_stack, x, bias, rng, capture, positions=positions, mask=mask)
         return Memory(self.final_norm(own, x), segment_ids), aux
@@ -209,7 +209,9 @@ class Model:
         causal = cfg.family != "encoder"
         context = {
             "positions": positions,
-            "mask": MaskSpec(causal, segment_ids, segment_ids, None if cache is None or carried else start, lengths),
+            "mask": MaskSpec(
+                causal, segment_ids, segment_ids, None if cache is None or carried else start, lengths, packed
+            ),
         }
         source_segments = None
         if cfg.family == "encoder_decoder":
@@ -386,7 +388,10 @@ def _looking_back(memory: Memory | None, cache: Cache | None, segment_ids: Array
     segments = cache.source_segments if memory is None else memory.segments
     # A target in one document may look at all of its source, whatever the source's numbering.
     query = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
-    return {"memory": None if memory is None else memory.hidden, "memory_mask": MaskSpec(False, query, segments)}
+    return {
+        "memory": None if memory is None else memory.hidden,
+        "memory_mask": MaskSpec(False, query, segments, packed=False),
+    }
 
 
 @functools.lru_cache(maxsize=32)

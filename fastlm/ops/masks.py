@@ -16,6 +16,7 @@ class MaskSpec:
 
     Attributes:
       causal: a query sees no later slot. Static.
+      packed: a row may hold several documents; where it is False, segments only say what is padding. Static.
       query_segments, key_segments: [B, T] and [B, S] document numbers within a row, or None.
       offset: [B] slot of the first query when keys come from a cache, or None for slot 0.
       lengths: [B] how many of the queries are real when they go into a cache, or None for all. A cache by slot may
@@ -27,6 +28,7 @@ class MaskSpec:
     key_segments: Int[Array, "B S"] | None = None
     offset: Int[Array, "B"] | None = None
     lengths: Int[Array, "B"] | None = None
+    packed: bool = flax.struct.field(pytree_node=False, default=True)
 
     def dense(self, queries: int, keys: int) -> Bool[Array, "b 1 T S"] | None:
         """Returns the matrix [B or 1, 1, T, S] of visible pairs, or None when all are visible."""

@@ -124,7 +124,7 @@ def kernel_sums(
         own = jnp.sum(q * k, axis=-1, keepdims=True).astype(jnp.float32) * v
         return before + back(after) - own, last
 
-    if mask.query_segments is None or q.shape[2] != k.shape[2]:
+    if mask.query_segments is None or not mask.packed or q.shape[2] != k.shape[2]:
         return together(q, k, v)
     one_document = jnp.all(mask.key_segments <= 1)
     return jax.lax.cond(one_document, together, apart, q, k, v)
