@@ -50,8 +50,8 @@ class WindowCache:
     @classmethod
     def empty(cls, batch: int, width: int, shape: tuple[int, ...], dtype: jnp.dtype) -> "WindowCache":
         """Returns a cache of `width` tokens of which none are there."""
-        zeros = jnp.zeros((batch, width, *shape), dtype)
-        return cls(zeros, zeros, jnp.zeros((batch, width), bool))
+        empty = lambda: jnp.zeros((batch, width, *shape), dtype)  # one each: a buffer cannot be donated twice
+        return cls(empty(), empty(), jnp.zeros((batch, width), bool))
 
     def append(
         self, k: Float[Array, "B T ..."], v: Float[Array, "B T ..."], mask: MaskSpec
