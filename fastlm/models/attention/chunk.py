@@ -67,7 +67,7 @@ class ChunkAttention(Attention):
     def empty_cache(cfg: LayerConfig, options: ChunkOptions, batch: int, slots: int, dtype: Any) -> ChunkCache:
         """Returns room for the keys and values of the chunks that a token sees, less the token."""
         width = (1 + options.back) * options.size - 1
-        window = WindowCache.empty(batch, width, (cfg.kv_heads, cfg.head_dim), dtype)
+        window = WindowCache.empty(batch, width, [(cfg.kv_heads, cfg.head_dim)] * 2, dtype)
         return ChunkCache(window, jnp.zeros((batch,), jnp.int32))
 
     @nn.compact
@@ -90,7 +90,7 @@ class ChunkAttention(Attention):
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
         if cache is not None:
             place = cache.place
-            k, v, segments, window = cache.window.append(k, v, mask)
+            (k, v), segments, window = cache.window.append((k, v), mask)
             past = k.shape[1] - q.shape[1]
             cache = ChunkCache(window, (place + _written(mask, *x.shape[:2])) % self.options.size)
         shape = {"size": self.options.size, "back": self.options.back, "causal": mask.causal}

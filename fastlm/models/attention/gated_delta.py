@@ -76,7 +76,9 @@ class GatedDeltaAttention(RecurrentAttention):
         if not options.conv:
             return DeltaCache(state)
         zeros = lambda heads: jnp.zeros((batch, width, heads, cfg.head_dim), dtype)
-        recent = WindowCache(zeros(cfg.heads + cfg.kv_heads), zeros(cfg.kv_heads), jnp.zeros((batch, width), bool))
+        recent = WindowCache(
+            (zeros(cfg.heads + cfg.kv_heads), zeros(cfg.kv_heads)), jnp.zeros((batch, width), bool)
+        )
         return DeltaCache(state, recent)
 
     @nn.compact
@@ -130,7 +132,7 @@ class GatedDeltaAttention(RecurrentAttention):
         """
         segments, tokens = mask.key_segments, q.shape[1]
         if recent is not None:
-            qk, v, segments, recent = recent.append(jnp.concatenate([q, k], axis=2), v, mask)
+            (qk, v), segments, recent = recent.append((jnp.concatenate([q, k], axis=2), v), mask)
             q, k = qk[:, :, : q.shape[2]], qk[:, :, q.shape[2] :]
         named = (("q", q, "heads"), ("k", k, "kv_heads"), ("v", v, "kv_heads"))
         q, k, v = (self._convolve(name, x, axis, segments)[:, -tokens:] for name, x, axis in named)

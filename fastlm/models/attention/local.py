@@ -114,16 +114,22 @@ def sliding_window(
     """
     queries, past = q.shape[1], k.shape[1] - q.shape[1]
     block = min(block or best_block(window), queries)
-    back = -(-(window - 1) // block)  # blocks that a window reaches back over
-    width, lead, count = 1 + back * (1 if causal else 2), back * block, -(-queries // block)
+    count = -(-queries // block)
+    if count == 1:  # all keys at once: in blocks as small as a step of decoding a window would be very many
+        lead, keys = past, k.shape[1]
+        seen = lambda x: x[:, None]
+    else:
+        back = -(-(window - 1) // block)  # blocks that a window reaches back over
+        width, lead = 1 + back * (1 if causal else 2), back * block
+        keys = width * block
 
-    def seen(x: Array) -> Array:
-        """What the queries of each block may see, [B, C, m, ...]: keys begin `lead` tokens before the first query."""
-        x = jnp.pad(x, [(0, 0), (max(lead - past, 0), 0)] + [(0, 0)] * (x.ndim - 2))
-        return spans(blocked(x[:, x.shape[1] - queries - lead :], block), count, width)
+        def seen(x: Array) -> Array:
+            """What the queries of each block may see, [B, C, m, ...]: keys begin `lead` tokens before the first."""
+            x = jnp.pad(x, [(0, 0), (max(lead - past, 0), 0)] + [(0, 0)] * (x.ndim - 2))
+            return spans(blocked(x[:, x.shape[1] - queries - lead :], block), count, width)
 
     first = jnp.arange(count)[None, :, None] * block
-    here, there = first + jnp.arange(block), first + jnp.arange(width * block) - lead
+    here, there = first + jnp.arange(block), first + jnp.arange(keys) - lead
     visible = _within(here[..., None], there[..., None, :], window, causal)
     visible &= ((there >= -past) & (there < queries))[..., None, :]
     if segments is not None:

@@ -55,6 +55,12 @@ def test_a_prompt_may_come_in_parts_that_end_anywhere():
     np.testing.assert_allclose(y, whole(), atol=2e-5)
 
 
+def test_an_empty_cache_may_be_donated():
+    cfg = bench.layer(Case("chunk(size=3)", None), True)
+    cache = kinds.empty_cache("chunk(size=3)", cfg, 2, 14, jnp.float32)
+    jax.jit(lambda cache: jax.tree.map(jnp.copy, cache), donate_argnums=0)(cache)
+
+
 def test_options_that_cannot_be():
     with pytest.raises(UserError, match="chunk: size must be at least 1"):
         ChunkOptions(size=0)
