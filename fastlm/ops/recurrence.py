@@ -29,7 +29,7 @@ GATED_CHUNK = 32
 # The least log decay of a token in `gated_recurrence`: half a chunk of them, and its inverse, are still float32 numbers
 # that may be multiplied by a query or key.
 LEAST_LOG_DECAY = -64 / (GATED_CHUNK // 2)
-EXACT = jax.lax.Precision.HIGHEST  # of sums as products, where a matrix unit would round to bfloat16
+EXACT = jax.lax.Precision.HIGHEST  # of sums as products and of what adds up over chunks: matrix units round to bfloat16
 BLOCK = 8  # where `unit_lower_inverse` begins
 
 
@@ -230,7 +230,7 @@ def delta_recurrence(
     added = product("BNCjP,BNCjH->BNCPH", end, fresh.astype(v.dtype))
     diagonal = jnp.broadcast_to(jnp.eye(k.shape[-1]), (*added.shape[:-1], k.shape[-1]))
     kept = scaled(diagonal, left.whole[..., None]) - product("BNCjP,BNCjR->BNCPR", end, erased)
-    keep = functools.partial(product, "BNPR,BNRH->BNPH")
+    keep = functools.partial(jnp.einsum, "BNPR,BNRH->BNPH", precision=EXACT)
     before, last = states(added, kept, state.astype(jnp.float32), keep)
     low = before.astype(q.dtype)
     written = fresh - product("BNCiP,BNCPH->BNCiH", erased, low)
@@ -251,13 +251,16 @@ def delta_solution(
     return scaled(unit_lower_inverse(jnp.tril(overlap, -1)), rate, columns=True)
 
 
+_exact = functools.partial(jnp.matmul, precision=EXACT)
+
+
 @jax.custom_vjp
 def unit_lower_inverse(below: Float[Array, "... c c"]) -> Float[Array, "... c c"]:
     """Returns (I + A)^-1 of A strictly lower triangular, in products of blocks.
 
     Diagonal blocks of 8 by the series (I - A)(I + A^2)(I + A^4), which ends there; then two neighbours at a time.
-    The series of a whole chunk would pass through huge sums that cancel (65 equal keys: binomials of 64), and costs
-    more; a triangular solve is as fast on CPU but a call that neither partitions nor exports.
+    The series of a whole chunk would pass through huge sums that cancel (of equal keys: binomials), and costs more; a
+    triangular solve is as fast on CPU but a call that neither partitions nor exports.
     """
     size, block = below.shape[-1], min(BLOCK, below.shape[-1])
     whole = block
@@ -268,11 +271,11 @@ def unit_lower_inverse(below: Float[Array, "... c c"]) -> Float[Array, "... c c"
     power = cut(range(0, whole, block), 0)
     inverse, reach = jnp.eye(block) - power, 2
     while reach < block:
-        power, reach = power @ power, reach * 2
-        inverse += inverse @ power
+        power, reach = _exact(power, power), reach * 2
+        inverse += _exact(inverse, power)
     while block < whole:
         upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -(lower @ (cut(range(0, whole, 2 * block), block) @ upper))
+        corner = -_exact(lower, _exact(cut(range(0, whole, 2 * block), block), upper))
         rows = (jnp.concatenate([upper, jnp.zeros_like(upper)], -1), jnp.concatenate([corner, lower], -1))
         inverse, block = jnp.concatenate(rows, -2), block * 2
     return inverse[..., 0, :size, :size]
@@ -280,7 +283,7 @@ def unit_lower_inverse(below: Float[Array, "... c c"]) -> Float[Array, "... c c"
 
 def _unit_lower_inverse_backward(inverse: Array, g: Array) -> tuple[Array]:
     turned = jnp.swapaxes(inverse, -1, -2)
-    return (-jnp.tril(turned @ (g @ turned), -1),)
+    return (-jnp.tril(_exact(turned, _exact(g, turned)), -1),)
 
 
 unit_lower_inverse.defvjp(lambda below: (unit_lower_inverse(below),) * 2, _unit_lower_inverse_backward)
@@ -354,12 +357,11 @@ def both_ways(
       arrays: [B, N, T, ...] each.
       starts: of documents, read forwards.
     """
-    rows, heads = arrays[0].shape[:2]
-    ends = jnp.flip(jnp.roll(starts, -1, axis=1), axis=1)
-    starts = jnp.concatenate([jnp.broadcast_to(x, (rows, x.shape[1])) for x in (starts, ends)])
-    turned = (jnp.concatenate([x[:, : heads // 2], jnp.flip(x[:, heads // 2 :], axis=2)]) for x in arrays)
-    y, _ = recurrence(*turned, starts)
-    return jnp.concatenate([y[:rows], jnp.flip(y[rows:], axis=2)], axis=1)
+    half = arrays[0].shape[1] // 2
+    starts = jnp.stack([starts, jnp.flip(jnp.roll(starts, -1, axis=1), axis=1)])
+    turned = (jnp.stack([x[:, :half], jnp.flip(x[:, half:], axis=2)]) for x in arrays)
+    (forwards, backwards), _ = jax.vmap(recurrence)(*turned, starts)
+    return jnp.concatenate([forwards, jnp.flip(backwards, axis=2)], axis=1)
 
 
 def _joined(y: Float[Array, "B N C c H"], length: int) -> Float[Array, "B N T H"]:

@@ -60,11 +60,10 @@ class RecurrentAttention(Attention):
         q, _, v = arrays[:3]
         rows, heads, tokens, width = q.shape
         starts = mask.starts(tokens)
-        empty = lambda rows, heads: jnp.zeros((rows, heads, width, v.shape[-1]), jnp.float32)
+        empty = lambda heads: jnp.zeros((rows, heads, width, v.shape[-1]), jnp.float32)
         if mask.causal:
-            return recurrence(*arrays, starts, empty(rows, heads) if state is None else state)
-        halves = lambda *turned: recurrence(*turned, empty(2 * rows, heads // 2))
-        return both_ways(halves, arrays, starts), None
+            return recurrence(*arrays, starts, empty(heads) if state is None else state)
+        return both_ways(lambda *half: recurrence(*half, empty(heads // 2)), arrays, starts), None
 
     def weights_of_values(
         self, recurrence: Recurrence, arrays: tuple[Array, ...], mask: MaskSpec
