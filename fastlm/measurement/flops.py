@@ -3,14 +3,24 @@
 Convention (PaLM, arXiv 2204.02311, appendix B): a multiply-add is two operations; only products
 with weights and with other tokens count. Weights: 2 per matrix entry per token; looking a token up
 in the embedding is no product, the output head is one, tied or not. Attention: scores and values,
-4 * S * heads * head_dim per token and layer forward, S the tokens looked at; halved when causal,
-since a token sees half of the others on average (PaLM itself does not halve). Training is three times
+4 * S * heads * head_dim per token and layer forward, S the tokens that its kind looks at on average (`Attention.seen`):
+half of the row when causal (PaLM itself does not halve), the window, the width of a state. Training is three times
 the forward pass, and what rematerialisation computes again does not count.
 Left out: norms, softmax, activations, rotary; padding and packed documents, which would lower the
 attention term.
 """
 
-from fastlm.models.config import LayerConfig, ModelConfig
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fastlm.models import attention as attention_kinds
+from fastlm.models.config import Compute, LayerConfig, ModelConfig
+from fastlm.ops.masks import MaskSpec
 
 TRAINING_PER_FORWARD = 3
 
@@ -25,14 +35,15 @@ def forward_flops(cfg: ModelConfig, rows: int, length: int, source_length: int =
     tokens, source = rows * length, rows * source_length
     total = 0.0
     for i in cfg.encoder_stack:
-        total += 2 * source * layer_entries(cfg.layer(i)) + attention_flops(cfg.layer(i), source, source_length)
+        layer = cfg.layer(i)
+        total += 2 * source * layer_entries(layer) + attention_flops(layer, source, keys_seen(layer, source_length))
     for i in cfg.stack:
         layer = cfg.layer(i)
-        seen = length / 2 if layer.causal else length
-        total += 2 * tokens * layer_entries(layer) + attention_flops(layer, tokens, seen)
+        total += 2 * tokens * layer_entries(layer) + attention_flops(layer, tokens, keys_seen(layer, length))
         if layer.cross:
             keys = 2 * layer.width * layer.kv_heads * layer.head_dim
-            total += 2 * tokens * (attention_entries(layer) - keys) + 2 * source * keys
+            cross = attention_entries(dataclasses.replace(layer, rotary=False, causal=False), "cross_attention")
+            total += 2 * tokens * (cross - keys) + 2 * source * keys
             total += attention_flops(layer, tokens, source_length)
     return total + 2 * (rows if cfg.head == "sequence" else tokens) * head_entries(cfg)
 
@@ -42,9 +53,23 @@ def attention_flops(layer: LayerConfig, queries: float, seen: float) -> float:
     return 4 * queries * seen * layer.heads * layer.head_dim
 
 
-def attention_entries(layer: LayerConfig) -> int:
-    """Returns the matrix entries of one attention sublayer."""
-    return layer.width * (2 * layer.heads + 2 * layer.kv_heads) * layer.head_dim
+def keys_seen(layer: LayerConfig, length: int) -> float:
+    """Returns how many keys a token is compared with on average, in self-attention of this layer's kind."""
+    module = attention_kinds.kind(layer.attention).module
+    return module.seen(layer, attention_kinds.options(layer.attention), length)
+
+
+@functools.lru_cache(maxsize=256)
+def attention_entries(layer: LayerConfig, key: str = "attention") -> int:
+    """Returns the matrix entries of one attention sublayer that tokens are multiplied with."""
+    module = attention_kinds.make(getattr(layer, key), layer, Compute(), key=key)
+    x, ids = jax.ShapeDtypeStruct((1, 2, layer.width), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    init = lambda x, ids: module.init(jax.random.key(0), x, x, positions=ids, mask=MaskSpec(layer.causal))
+    boxes = jax.tree.leaves(
+        jax.eval_shape(init, x, ids), is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    matrices = (box for box in boxes if len(box.names) == 2 and "position" not in box.names)
+    return sum(math.prod(box.value.shape) for box in matrices)
 
 
 def layer_entries(layer: LayerConfig) -> int:

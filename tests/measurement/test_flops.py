@@ -3,6 +3,7 @@ import pytest
 
 from fastlm.measurement import flops
 from fastlm.models import Model, ModelConfig
+from fastlm.models.attention import KINDS
 from fastlm.models.config import FEED_FORWARDS
 from fastlm.ops import paths
 
@@ -55,3 +56,25 @@ def test_an_encoder_decoder_by_hand():
     cross = rows * (length * 2 * 2 * width**2 + source * 2 * 2 * width**2 + length * 4 * source * width)
     head = rows * length * 2 * width * 40
     assert flops.forward_flops(cfg, rows, length, source) == encoder + 2 * (own + cross) + head
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_every_kind_is_counted_and_sparse_ones_by_what_they_see(name):
+    family = {} if KINDS[name].causal else {"family": "encoder", "head": "none"}
+    sizes = {"vocab_size": 40, "layers": 1, "width": 128, "heads": 2, "max_length": 1 << 16}
+    full = ModelConfig(**sizes, **family)
+    cfg = ModelConfig(attention=name, **sizes, **family)
+    growth = lambda cfg: flops.forward_flops(cfg, 1, 1 << 16) / flops.forward_flops(cfg, 1, 1 << 12)
+    assert flops.forward_flops(cfg, 1, 1 << 12) > 0
+    quadratic = name in ("full", "latent", "transformer_xl")
+    assert growth(full) > 80
+    assert (growth(cfg) > 80) == quadratic
+    if not quadratic:
+        assert 15.9 < growth(cfg) < 40
+
+
+def test_matrices_of_other_kinds_are_counted_too():
+    width, rank = 64, 5
+    cfg = ModelConfig(vocab_size=9, layers=1, width=width, heads=2, attention=f"gated_linear(rank={rank})")
+    # q, k, v, out and the gate; the decays by way of `rank`.
+    assert flops.attention_entries(cfg.layer(0)) == 5 * width**2 + 2 * rank * width

@@ -72,6 +72,13 @@ class BlockSparseAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: BlockSparseOptions, length: float) -> float:
+        """See `Attention`."""
+        near = options.window // 2 + 0.5 if cfg.causal else options.window
+        blocks = near + options.global_blocks + options.random
+        return min(options.block * blocks, length / 2 if cfg.causal else length)
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: BlockSparseOptions, batch: int, slots: int, dtype: Any) -> KVCache:
         """Returns room for the keys and values of `slots` tokens."""
         return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)

@@ -64,6 +64,12 @@ class ChunkAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: ChunkOptions, length: float) -> float:
+        """See `Attention`."""
+        whole = length / 2 if cfg.causal else length
+        return min(options.size * (options.back + 0.5 if cfg.causal else 2 * options.back + 1), whole)
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: ChunkOptions, batch: int, slots: int, dtype: Any) -> ChunkCache:
         """Returns room for the keys and values of the chunks that a token sees, less the token."""
         width = (1 + options.back) * options.size - 1

@@ -55,6 +55,12 @@ class DilatedAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: DilatedOptions, length: float) -> float:
+        """See `Attention`."""
+        stride, sides = options.stride or default_stride(cfg.max_length), 1 if cfg.causal else 2
+        return min(sides * (stride + length / stride / 2), length / 2 * sides)
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: DilatedOptions, batch: int, slots: int, dtype: Any) -> KVCache:
         """Returns room for the keys and values of `slots` tokens."""
         return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
@@ -62,7 +68,7 @@ class DilatedAttention(Attention):
     @property
     def stride(self) -> int:
         """The stride asked for, or the one derived."""
-        return self.options.stride or 2 ** round(math.log2(self.cfg.max_length) / 2)
+        return self.options.stride or default_stride(self.cfg.max_length)
 
     @nn.compact
     def __call__(
@@ -168,3 +174,8 @@ def _far(segments: Int[Array, "b R c"], causal: bool) -> Bool[Array, "b c R L"]:
     lines, columns = jnp.arange(segments.shape[1]), jnp.swapaxes(segments, 1, 2)
     pattern = (lines < lines[:, None]) if causal else (lines != lines[:, None])
     return pattern & (columns[..., None] == columns[:, :, None]) & (columns != 0)[:, :, None]
+
+
+def default_stride(max_length: int) -> int:
+    """Returns the power of two nearest to the square root of the longest context, at which costs are least."""
+    return 2 ** round(math.log2(max_length) / 2)

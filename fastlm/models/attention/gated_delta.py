@@ -70,15 +70,18 @@ class GatedDeltaAttention(RecurrentAttention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: GatedDeltaOptions, length: float) -> float:
+        """See `Attention`."""
+        return 1.5 * cfg.head_dim  # what a key had stored is read once more before it is written
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: GatedDeltaOptions, batch: int, slots: int, dtype: Any) -> DeltaCache:
         """Returns an empty state, and no tokens."""
         state, width = RecurrentAttention.empty_state(cfg, batch), options.conv - 1
         if not options.conv:
             return DeltaCache(state)
         zeros = lambda heads: jnp.zeros((batch, width, heads, cfg.head_dim), dtype)
-        recent = WindowCache(
-            (zeros(cfg.heads + cfg.kv_heads), zeros(cfg.kv_heads)), jnp.zeros((batch, width), bool)
-        )
+        recent = WindowCache((zeros(cfg.heads + cfg.kv_heads), zeros(cfg.kv_heads)), jnp.zeros((batch, width), bool))
         return DeltaCache(state, recent)
 
     @nn.compact

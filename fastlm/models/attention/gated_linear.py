@@ -54,6 +54,11 @@ class GatedLinearAttention(RecurrentAttention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: GatedLinearOptions, length: float) -> float:
+        """See `Attention`."""
+        return cfg.head_dim
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: GatedLinearOptions, batch: int, slots: int, dtype: Any) -> State:
         """Returns an empty state."""
         return State(RecurrentAttention.empty_state(cfg, batch))

@@ -21,6 +21,7 @@ E runs of a level, N heads, K kv heads, H head dim, P = 2 K H numbers of a key a
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -82,6 +83,13 @@ class HierarchicalCache:
 
 class HierarchicalAttention(Attention):
     """See the header."""
+
+    @staticmethod
+    def seen(cfg: LayerConfig, options: HierarchicalOptions, length: float) -> float:
+        """See `Attention`."""
+        levels = max(math.log2(max(length / options.block, 1)), 0)
+        sides = 0.5 if cfg.causal else 1
+        return min(sides * (3 * options.block + 3 * options.means * levels), sides * length)
 
     @staticmethod
     def empty_cache(

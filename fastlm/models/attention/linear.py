@@ -43,6 +43,11 @@ class LinearAttention(Attention):
     floor = FLOOR
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: Any, length: float) -> float:
+        """See `Attention`."""
+        return cfg.head_dim
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> Sums:
         """Returns sums over nothing, in float32 whatever `dtype`: they add up over a whole text."""
         return Sums(jnp.zeros((batch, cfg.heads, cfg.head_dim, cfg.head_dim + 1), jnp.float32))

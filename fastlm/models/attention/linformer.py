@@ -50,6 +50,11 @@ class LinformerAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: LinformerOptions, length: float) -> float:
+        """See `Attention`."""
+        return min(2 * options.rank, length + options.rank)  # its rows are made of all keys, then looked at
+
+    @staticmethod
     def check(cfg: LayerConfig, options: LinformerOptions) -> None:
         """See `Attention`."""
         if options.rank >= cfg.max_length:

@@ -49,6 +49,12 @@ class LocalAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: LocalOptions, length: float) -> float:
+        """See `Attention`."""
+        whole = length / 2 if cfg.causal else length
+        return min(options.window * (1 if cfg.causal else 2) - 1, whole)
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: LocalOptions, batch: int, slots: int, dtype: Any) -> WindowCache:
         """Returns room for the keys and values of a window less one."""
         return WindowCache.empty(batch, options.window - 1, [(cfg.kv_heads, cfg.head_dim)] * 2, dtype)

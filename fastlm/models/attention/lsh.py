@@ -68,6 +68,11 @@ class LshAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: LshOptions, length: float) -> float:
+        """See `Attention`."""
+        return min(2 * options.chunk * options.rounds, 2 * options.rounds * length)
+
+    @staticmethod
     def check(cfg: LayerConfig, options: LshOptions) -> None:
         """Raises a `UserError` where bucket and slot do not go into one integer."""
         buckets = options.buckets_of(cfg.max_length)

@@ -67,6 +67,11 @@ class PerformerAttention(LinearAttention):
     floor = 1e-25  # denominators shrink as keys grow
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: PerformerOptions, length: float) -> float:
+        """See `Attention`."""
+        return options.features or 2 * cfg.head_dim
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: PerformerOptions, batch: int, slots: int, dtype: Any) -> Sums:
         """Returns sums over nothing, in float32 whatever `dtype`."""
         return Sums(jnp.zeros((batch, cfg.heads, options.count(cfg.head_dim), cfg.head_dim + 1), jnp.float32))

@@ -53,6 +53,15 @@ class Attention(nn.Module):
         """Returns what one layer remembers before the first token: arrays of zeros that lead with B."""
         raise NotImplementedError
 
+    @staticmethod
+    def seen(cfg: LayerConfig, options: Any, length: float) -> float:
+        """Returns how many keys a token of a row of `length` is compared with on average, for counting FLOPs.
+
+        Kinds with a state give the width of their keys: reading and writing it costs as much as so many pairs.
+        """
+        del options
+        return length / 2 if cfg.causal else length
+
     @property
     def softmax(self) -> Softmax:
         """How scores become probabilities here."""

@@ -59,6 +59,12 @@ class TransformerXLAttention(Attention):
     """See the header."""
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: TransformerXLOptions, length: float) -> float:
+        """See `Attention`."""
+        own = length / 2 if cfg.causal else length
+        return 1.5 * (own + options.memory)  # distances have scores of their own
+
+    @staticmethod
     def check(cfg: LayerConfig, options: TransformerXLOptions) -> None:
         """Refuses a soft-cap."""
         if cfg.attention_softcap:
