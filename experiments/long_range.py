@@ -17,12 +17,9 @@ ListOps and Pathfinder, which are made alike), sizes and budgets are others, so 
 import dataclasses
 import json
 import math
-import os
 import re
 import signal
 import statistics
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +27,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import runs
 from fastlm import command_line
 from fastlm.errors import UserError, nearest
 from fastlm.models import attention
@@ -37,7 +35,6 @@ from fastlm.training import workdir_files
 
 FLAGS = flags.FLAGS
 CONFIGS = Path("configs/long_range")
-TRAINER = ("-m", "fastlm.train")
 
 # Our task -> the column of the paper's table that it stands for; the shipped digits have none.
 TASKS = {
@@ -79,7 +76,7 @@ class Run:
     @property
     def log(self) -> Path:
         """What the trainer printed, all attempts appended."""
-        return self.workdir.with_name(self.workdir.name + ".log")
+        return runs.log_of(self.workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +116,15 @@ def plan(
     for kind in kinds:
         attention.require(kind, "bidirectional")
     shared = tuple(f"--config.{override}" for override in overrides)
-    runs = []
+    planned = []
     for seed in seeds:
         for task in tasks:
             for kind in kinds:
                 workdir = folder / task / re.sub(r"[^\w.=]+", "_", kind).strip("_") / f"seed{seed}"
                 config = f"{CONFIGS / task}.py" + (f":{size}" if size else "")
                 own = (f"--config.seed={seed}", f"--config.model.attention={SPECS.get(kind, kind)}")
-                runs.append(Run(task, kind, seed, workdir, ("--config", config, *shared, *own)))
-    return runs
+                planned.append(Run(task, kind, seed, workdir, ("--config", config, *shared, *own)))
+    return planned
 
 
 def bidirectional() -> list[str]:
@@ -135,7 +132,7 @@ def bidirectional() -> list[str]:
     return [name for name, kind in attention.KINDS.items() if kind.bidirectional]
 
 
-def finished(folder: Path, runs: Sequence[Run]) -> dict[Run, Result]:
+def finished(folder: Path, wanted: Sequence[Run]) -> dict[Run, Result]:
     """Returns the results that are there already.
 
     Raises:
@@ -145,7 +142,7 @@ def finished(folder: Path, runs: Sequence[Run]) -> dict[Run, Result]:
     lines = path.read_text().splitlines() if path.is_file() else []
     known = {(line["task"], line["kind"], line["seed"]): line for line in map(json.loads, lines)}
     found = {}
-    for run in runs:
+    for run in wanted:
         line = known.get((run.task, run.kind, run.seed))
         if line and tuple(line["arguments"]) != run.arguments:
             raise UserError(
@@ -158,42 +155,22 @@ def finished(folder: Path, runs: Sequence[Run]) -> dict[Run, Result]:
 
 def train(run: Run) -> Result | None:
     """Trains in a process of its own; None if it did not finish, with the reason in its log."""
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, *TRAINER, *run.arguments, f"--workdir={run.workdir}"]
-    with run.log.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            # Not `wait`: this also says what memory this one child had, of which no other way remains at its end.
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.terminate()  # it saves and ends; the same command resumes
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    outcome = run.workdir / "result.json"
-    if process.returncode or not outcome.is_file():
+    outcome = runs.train(run.arguments, run.workdir)
+    if outcome is None:
         return None
-    metrics = json.loads(outcome.read_text())["metrics"]
     labels = Counter(json.loads(line)["label"] for line in (run.workdir / "predictions.jsonl").open(encoding="utf-8"))
     return Result(
         task=run.task,
         kind=run.kind,
         seed=run.seed,
-        accuracy=metrics["accuracy"],
-        accuracy_error=metrics["accuracy_error"],
+        accuracy=outcome.metrics["accuracy"],
+        accuracy_error=outcome.metrics["accuracy_error"],
         chance=max(labels.values()) / labels.total(),
         rows=labels.total(),
-        steps_per_second=1 / median_step(run.workdir / "metrics.jsonl"),
-        peak_memory=usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        steps_per_second=1 / outcome.step_seconds,
+        peak_memory=outcome.peak_memory,
         arguments=run.arguments,
     )
-
-
-def median_step(path: Path) -> float:
-    """Returns the median seconds of a step over log intervals; the first one compiles and does not count."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    seconds = [row["train/step_seconds"] for row in rows if "train/step_seconds" in row]
-    return statistics.median(seconds[1:] or seconds)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -253,14 +230,14 @@ def define_flags() -> None:
     flags.DEFINE_string("size", "", "argument of the configs: nothing for small ones, or paper")
 
 
-def run_all(runs: Sequence[Run], folder: Path) -> str:
+def run_all(wanted: Sequence[Run], folder: Path) -> str:
     """Runs what is missing, one after the other, and returns the table of all, which is also written.
 
     Raises:
       UserError: some runs did not finish; the others are done.
     """
-    results, failed = finished(folder, runs), []
-    for run in runs:
+    results, failed = finished(folder, wanted), []
+    for run in wanted:
         if run in results:
             continue
         print(f"{run.task}, {run.kind}, seed {run.seed}: {run.log}", flush=True)
@@ -271,11 +248,11 @@ def run_all(runs: Sequence[Run], folder: Path) -> str:
         results[run] = result
         with (folder / "results.jsonl").open("a") as lines:
             lines.write(json.dumps(dataclasses.asdict(result)) + "\n")
-    text = table([results[run] for run in runs if run in results])
+    text = table([results[run] for run in wanted if run in results])
     workdir_files.write_whole(folder / "results.md", text + "\n")
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs did not finish (see {', '.join(str(run.log) for run in failed)}); "
+            f"{len(failed)} of {len(wanted)} runs did not finish (see {', '.join(str(run.log) for run in failed)}); "
             f"the others are in {folder / 'results.md'}"
         )
     return text

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import long_range
+from experiments import long_range, runs
 from fastlm.errors import UserError
 from fastlm.models import attention
 
@@ -30,7 +30,7 @@ metrics = {"accuracy": 0.9, "accuracy_error": 0.05}
 def run_suite(tmp_path, monkeypatch):
     """Runs the suite in a folder, with a stand-in for the trainer."""
     (tmp_path / "trainer.py").write_text(TRAINER)
-    monkeypatch.setattr(long_range, "TRAINER", (str(tmp_path / "trainer.py"),))
+    monkeypatch.setattr(runs, "TRAINER", (str(tmp_path / "trainer.py"),))
     folder = tmp_path / "runs"
 
     def run(tasks, kinds, seeds=(0,), overrides=()):
@@ -137,7 +137,7 @@ def test_kinds_and_their_specs():
 
 @pytest.mark.slow
 def test_with_the_real_trainer(run_suite, monkeypatch):
-    monkeypatch.setattr(long_range, "TRAINER", ("-m", "fastlm.train"))
+    monkeypatch.setattr(runs, "TRAINER", ("-m", "fastlm.train"))
     small = ["training.steps=21", "model.layers=1", "model.width=32", "data.batch_size=8", "evaluation.split="]
     folder, _ = run_suite(["digits"], ["local"], overrides=small)
     (line,) = lines(folder)

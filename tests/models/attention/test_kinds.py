@@ -23,9 +23,14 @@ SOFTMAXES = (
 
 
 def every(*flags):
-    """Parametrizes over the cases whose kind has all flags."""
-    chosen = [case for case in CASES if all(getattr(case.kind, flag) for flag in flags)]
-    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.spec)
+    """Parametrizes over the cases whose kind has all flags; the further cases of a kind are slow tests."""
+    chosen, seen = [], set()
+    for case in CASES:
+        if all(getattr(case.kind, flag) for flag in flags):
+            name = case.spec.partition("(")[0]
+            chosen.append(pytest.param(case, marks=[pytest.mark.slow] if name in seen else [], id=case.spec))
+            seen.add(name)
+    return pytest.mark.parametrize("case", chosen)
 
 
 def test_every_kind_is_tested():
