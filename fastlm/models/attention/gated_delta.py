@@ -31,11 +31,10 @@ from fastlm.ops.activations import silu
 from fastlm.ops.caches import WindowCache
 from fastlm.ops.contract import contract
 from fastlm.ops.masks import MaskSpec
-from fastlm.ops.normalization import rms_norm
-from fastlm.ops.recurrence import delta_recurrence
+from fastlm.ops.recurrence import delta_recurrence, scaled, sum_rows
 from fastlm.ops.short_convolution import short_convolution
 
-EPSILON = 1e-6  # of the norms of q and k
+EPSILON = 1e-6  # of the mean squares of q and k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +158,8 @@ class GatedDeltaAttention(RecurrentAttention):
 
 def unit(x: Float[Array, "... H"]) -> Float[Array, "... H"]:
     """Returns x divided by its norm over the last axis."""
-    return (rms_norm(x, None, EPSILON, jnp.float32) * x.shape[-1] ** -0.5).astype(x.dtype)
+    wide = x.astype(jnp.float32)
+    return scaled(wide, jax.lax.rsqrt(sum_rows(wide * wide) + EPSILON * x.shape[-1])).astype(x.dtype)
 
 
 def log_speed(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
