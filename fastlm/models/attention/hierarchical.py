@@ -6,15 +6,15 @@ on either side, and all levels together cover every other token exactly once. A 
 the means over runs of block / means 2^l tokens. One softmax goes over tokens and means; the score against a mean is
 raised by the logarithm of how many tokens it stands for, as if each had it.
 
-Cost: time and memory O(T (block + means log T)). Decoding reads 2 block + 4 means log T entries a step, and keeps all
-keys and values and, in float32, the sums of all groups, which are 4 means / block as many.
+Cost: time and memory O(T (block + means log T)). Decoding reads 2 block + 2 means log T entries a step, and keeps all
+keys and values and, in float32, the sums of all groups, of which there are 2 means / block as many.
 Notable: packed documents are exact. Of a group that lies behind a query, the query's document can only be the one that
 the group's last token belongs to (documents are in one piece: one that began earlier and goes on to the query covers
 the group's end, one that begins after it has no token there), so each group pools the tokens of that document, and
 shows to it alone. Of one that lies ahead it is that of the first token.
 Papers: after H-Transformer-1D, arXiv 2107.11906, and the fast multipole method's lists of groups.
-Left out: coarse queries (H-Transformer-1D pools them like keys and interpolates, which saves the logarithm and gives a
-causal token no result of its own); learned pooling; forgetting keys outside the near blocks while decoding.
+Left out: coarse queries (H-Transformer-1D pools them like keys, which saves the logarithm and has neighbours share what
+they see of the far); learned pooling; forgetting keys outside the near blocks while decoding.
 
 Dims: B batch, T time, S slots of a cache, D embed, C blocks, b tokens of a block, w near tokens that a block sees,
 E runs of a level, N heads, K kv heads, H head dim, P = 2 K H numbers of a key and its value.
@@ -255,7 +255,7 @@ def _seen_groups(
 
 
 def _listed(here: Int[Array, "..."], offsets: tuple[int, int]) -> Bool[Array, "... 2"]:
-    """Whether the groups at these offsets are this group's to look at: not those beside its parent's neighbours."""
+    """Whether the groups at these offsets are this one's to look at: whether the parents are the same or neighbours."""
     there = here[..., None] + jnp.array(offsets)
     return (there >= 0) & (abs((there >> 1) - (here >> 1)[..., None]) <= 1)
 

@@ -70,8 +70,8 @@ class LshAttention(Attention):
     @staticmethod
     def check(cfg: LayerConfig, options: LshOptions) -> None:
         """Raises a `UserError` where bucket and slot do not go into one integer."""
-        buckets = options.buckets_of(cfg.max_length)
-        if (buckets + 1) << _bits(cfg.max_length) > 2**31:
+        buckets, slots = options.buckets_of(cfg.max_length), cfg.max_length + options.chunk - 1
+        if (buckets + 1) << _bits(slots) > 2**31:
             raise UserError(
                 f"lsh: {buckets} buckets of rows of {cfg.max_length} tokens cannot be sorted as 32-bit integers; give "
                 "fewer buckets or a larger chunk"
@@ -144,8 +144,8 @@ class Order:
     Attributes:
       slot: of the token at each place of the order.
       place: of the token of each slot in the order.
-      code: bucket and chunk of the token of each slot in one number: codes of the same bucket differ by less than
-        twice the number of chunks, codes of different ones by more than that of chunks.
+      code: bucket and chunk of the token of each slot in one number: two codes of one bucket differ as their chunks
+        do, those of different buckets by more than there are chunks.
     """
 
     slot: Int[Array, "B N R T"]
