@@ -6,18 +6,18 @@ on either side, and all levels together cover every other token exactly once. A 
 the means over runs of block / means 2^l tokens. One softmax goes over tokens and means; the score against a mean is
 raised by the logarithm of how many tokens it stands for, as if each had it.
 
-Cost: time and memory O(T (block + means log T)). Decoding reads 2 block + 4 means log T entries a step, and keeps all
-keys and values and, in float32, the sums of all groups, which are 4 means / block as many.
+Cost: time and memory O(T (block + means log T)). Decoding reads 2 block + 2 means log T entries a step, and keeps all
+keys and values and, in float32, the sums of all groups, of which there are 2 means / block as many.
 Notable: packed documents are exact. Of a group that lies behind a query, the query's document can only be the one that
 the group's last token belongs to (documents are in one piece: one that began earlier and goes on to the query covers
 the group's end, one that begins after it has no token there), so each group pools the tokens of that document, and
 shows to it alone. Of one that lies ahead it is that of the first token.
 Papers: after H-Transformer-1D, arXiv 2107.11906, and the fast multipole method's lists of groups.
-Left out: coarse queries (H-Transformer-1D pools them like keys and interpolates, which saves the logarithm and gives a
-causal token no result of its own); learned pooling; forgetting keys outside the near blocks while decoding.
+Left out: coarse queries (H-Transformer-1D pools them like keys, which saves the logarithm and has neighbours share what
+they see of the far); learned pooling; forgetting keys outside the near blocks while decoding.
 
 Dims: B batch, T time, S slots of a cache, D embed, C blocks, b tokens of a block, w near tokens that a block sees,
-E runs of a level, N heads, K kv heads, H head dim, P = 2 K H numbers of a key and its value.
+E runs of a level, N heads, K kv heads, H head dim, P = 2 H numbers of a key and its value.
 """
 
 import dataclasses
@@ -71,14 +71,14 @@ class HierarchicalOptions:
 
 @flax.struct.dataclass
 class HierarchicalCache:
-    """Keys and values by slot, and per level the sums of each run of them, [B, E, P] in float32.
+    """Keys and values by slot, and per level the sums of each run of them in float32.
 
     Sums are taken anew from what they consist of whenever part of it is written, so runs that held padding are mended
     by the tokens that replace it; a query looks only at runs that are full.
     """
 
     tokens: KVCache
-    sums: tuple[Float[Array, "B E P"], ...]
+    sums: tuple[Float[Array, "B E K P"], ...]
 
 
 class HierarchicalAttention(Attention):
@@ -98,9 +98,10 @@ class HierarchicalAttention(Attention):
         """Returns room for whole blocks, at least `slots` tokens, and for the groups that will be full."""
         count = -(-slots // options.block)
         tokens = KVCache.empty(batch, count * options.block, cfg.kv_heads, cfg.head_dim, dtype)
-        width = 2 * cfg.kv_heads * cfg.head_dim
         runs = [(count >> level) * options.means for level in range(options.levels(count))]
-        return HierarchicalCache(tokens, tuple(jnp.zeros((batch, n, width), jnp.float32) for n in runs))
+        return HierarchicalCache(
+            tokens, tuple(jnp.zeros((batch, n, cfg.kv_heads, 2 * cfg.head_dim), jnp.float32) for n in runs)
+        )
 
     @nn.compact
     def __call__(
@@ -156,7 +157,7 @@ class Runs:
       count: how many tokens those are.
     """
 
-    sums: Float[Array, "B E P"]
+    sums: Float[Array, "B E K P"]
     document: Int[Array, "b E"]
     count: Int[Array, "b E"]
 
@@ -187,25 +188,23 @@ def near_and_far(
         visible &= jnp.arange(2 * block) <= jnp.arange(block)[:, None] + block
     keys, values = [beside(blocked(k, block))], [beside(blocked(v, block))]
     raised = [jnp.where(visible, 0.0, MASKED)]
-    both = jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in (k, v)], axis=-1)
+    both = jnp.concatenate([k, v], axis=-1)
     for offsets, last in ((BEHIND, True),) if causal else ((BEHIND, True), (AHEAD, False)):
         for level, runs in enumerate(pyramid(both, segments, options, count, last)):
             means, added = _seen_groups(runs, own, level, offsets, options.means)
-            _append_halves(keys, values, means.astype(q.dtype), k.shape)
+            _append(keys, values, means.astype(q.dtype))
             raised.append(added)
     keys, values = (jnp.concatenate(x, axis=2) for x in (keys, values))
     return unblocked(attend_blocks(blocked(q, block), keys, values, jnp.concatenate(raised, axis=3), **look), length)
 
 
-def _append_halves(
-    keys: list[Array], values: list[Array], both: Float[Array, "B C m P"], like: tuple[int, ...]
-) -> None:
+def _append(keys: list[Array], values: list[Array], both: Float[Array, "B C m K P"]) -> None:
     for found, half in zip((keys, values), jnp.split(both, 2, axis=-1)):
-        found.append(half.reshape(*half.shape[:3], *like[-2:]))
+        found.append(half)
 
 
 def pyramid(
-    both: Float[Array, "B T P"], segments: Int[Array, "b T"], options: HierarchicalOptions, count: int, last: bool
+    both: Float[Array, "B T K P"], segments: Int[Array, "b T"], options: HierarchicalOptions, count: int, last: bool
 ) -> list[Runs]:
     """Returns the runs of every level, finest first.
 
@@ -231,7 +230,9 @@ def _lengthened(x: Array, length: int) -> Array:
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
-def _pool(x: Float[Array, "B E s P"], documents: Int[Array, "b E s"], counts: Int[Array, "b E s"], last: bool) -> Runs:
+def _pool(
+    x: Float[Array, "B E s K P"], documents: Int[Array, "b E s"], counts: Int[Array, "b E s"], last: bool
+) -> Runs:
     """Sums over the s parts of each run that belong to its last or first document."""
     places = jnp.arange(documents.shape[2])
     real = documents != 0
@@ -239,13 +240,13 @@ def _pool(x: Float[Array, "B E s P"], documents: Int[Array, "b E s"], counts: In
     document = jnp.take_along_axis(documents, at[..., None], axis=2)
     kept = real & (documents == document)
     kept_in_row = jnp.broadcast_to(kept.astype(x.dtype), x.shape[:3])
-    sums = jnp.einsum("BEs,BEsP->BEP", kept_in_row, x, preferred_element_type=jnp.float32)
+    sums = jnp.einsum("BEs,BEsKP->BEKP", kept_in_row, x, preferred_element_type=jnp.float32)
     return Runs(sums, document[..., 0], jnp.sum(jnp.where(kept, counts, 0), 2))
 
 
 def _seen_groups(
     runs: Runs, own: Int[Array, "b C s"], level: int, offsets: tuple[int, int], means: int
-) -> tuple[Float[Array, "B C m P"], Float[Array, "b C s m"]]:
+) -> tuple[Float[Array, "B C m K P"], Float[Array, "b C s m"]]:
     """Returns the means of the groups at these two offsets from each block's own, and what scores are raised by."""
     count = own.shape[1]
 
@@ -256,14 +257,14 @@ def _seen_groups(
         return jnp.repeat(spans(x, number, 2), 1 << level, axis=1)[:, :count]
 
     tokens = groups(runs.count)
-    pooled = groups(runs.sums / jnp.maximum(runs.count, 1)[..., None])
+    pooled = groups(runs.sums / jnp.maximum(runs.count, 1)[..., None, None])
     listed = jnp.repeat(_listed(jnp.arange(count) >> level, offsets), means, axis=-1)
     visible = (own[..., None] == groups(runs.document)[:, :, None]) & (own != 0)[..., None] & listed[:, None]
     return pooled, jnp.where(visible, jnp.log(jnp.maximum(tokens, 1))[:, :, None], MASKED)
 
 
 def _listed(here: Int[Array, "..."], offsets: tuple[int, int]) -> Bool[Array, "... 2"]:
-    """Whether the groups at these offsets are this group's to look at: not those beside its parent's neighbours."""
+    """Whether the groups at these offsets are this one's to look at: whether the parents are the same or neighbours."""
     there = here[..., None] + jnp.array(offsets)
     return (there >= 0) & (abs((there >> 1) - (here >> 1)[..., None]) <= 1)
 
@@ -289,11 +290,10 @@ def write(
     return HierarchicalCache(tokens, tuple(sums))
 
 
-def _summed(old: Array, below: list[Array], first: Array, touched: int, parts: int) -> Float[Array, "E P"]:
+def _summed(old: Array, below: list[Array], first: Array, touched: int, parts: int) -> Float[Array, "E K P"]:
     """One row's sums of a level with `touched` of them from `first` on added up anew."""
-    flat = [x.reshape(x.shape[0], -1) for x in below]
-    x = [jax.lax.dynamic_slice_in_dim(x, first * parts, touched * parts) for x in flat]
-    new = [jnp.sum(x.reshape(touched, parts, -1), axis=1, dtype=jnp.float32) for x in x]
+    found = [jax.lax.dynamic_slice_in_dim(x, first * parts, touched * parts) for x in below]
+    new = [jnp.sum(x.reshape(touched, parts, *x.shape[1:]), axis=1, dtype=jnp.float32) for x in found]
     return jax.lax.dynamic_update_slice_in_dim(old, jnp.concatenate(new, axis=-1), first, 0)
 
 
@@ -315,7 +315,7 @@ def attend_cached(
     for level, sums in enumerate(cache.sums):
         groups, run = own >> level, options.run(level)
         means = _blocks_at(sums, options.means, groups[..., None] + jnp.array(BEHIND)) / run
-        _append_halves(keys, values, means.astype(q.dtype), found[0].shape)
+        _append(keys, values, means.astype(q.dtype))
         listed = jnp.repeat(_listed(groups, BEHIND), options.means, axis=-1)[:, :, None]
         raised.append(jnp.broadcast_to(jnp.where(listed, jnp.log(run), MASKED), (*here.shape, listed.shape[-1])))
     keys, values = (jnp.concatenate(x, axis=2) for x in (keys, values))

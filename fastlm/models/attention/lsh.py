@@ -16,7 +16,7 @@ Left out: decoding. Who shares a chunk with a token depends on how many tokens s
 joined by their sums of exponentials. Reversible layers, which are no matter of attention.
 
 Dims: B batch, T time, D embed, N heads, K kv heads, H head dim, R rounds, L = R T places in the orders
-of all rounds, G = B N R orders, C chunks, c tokens of a chunk, m keys that a chunk sees.
+of all rounds, C chunks, c tokens of a chunk, m keys that a chunk sees.
 """
 
 import dataclasses
@@ -75,8 +75,8 @@ class LshAttention(Attention):
     @staticmethod
     def check(cfg: LayerConfig, options: LshOptions) -> None:
         """Raises a `UserError` where bucket and slot do not go into one integer."""
-        buckets = options.buckets_of(cfg.max_length)
-        if (buckets + 1) << _bits(cfg.max_length) > 2**31:
+        buckets, slots = options.buckets_of(cfg.max_length), cfg.max_length + options.chunk - 1
+        if (buckets + 1) << _bits(slots) > 2**31:
             raise UserError(
                 f"lsh: {buckets} buckets of rows of {cfg.max_length} tokens cannot be sorted as 32-bit integers; give "
                 "fewer buckets or a larger chunk"
@@ -149,8 +149,8 @@ class Order:
     Attributes:
       slot: of the token at each place of the order.
       place: of the token of each slot in the order.
-      code: bucket and chunk of the token of each slot in one number: codes of the same bucket differ by less than
-        twice the number of chunks, codes of different ones by more than that of chunks.
+      code: bucket and chunk of the token of each slot in one number: two codes of one bucket differ as their chunks
+        do, those of different buckets by more than there are chunks.
     """
 
     slot: Int[Array, "B N R T"]
@@ -212,7 +212,7 @@ def hashed_attention(
         q, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, v))
         hashed = jnp.pad(hashed, [(0, 0)] * 3 + [(0, missing)], constant_values=count)
     order = sort_tokens(hashed, chunk)
-    chunks = lambda x: x.reshape(-1, length // chunk, chunk, *x.shape[3:])
+    chunks = lambda x: x.reshape(b, n, rounds, length // chunk, chunk, *x.shape[3:])
     sort = lambda x: chunks(_permuted(jnp.swapaxes(x, 1, 2), _joined(order.slot), order.round_place))
     q, v = sort(q), sort(v)
     seen = _labels(order, segments, chunks)
@@ -248,14 +248,14 @@ _permuted.defvjp(lambda x, at, back: (_take(x, at), back), _permuted_backward)
 
 
 def _with_previous(x: Array, fill: int = 0) -> Array:
-    """Chunks [G, C, c, ...] each behind the one before it, [G, C, 2c, ...]."""
-    before = jnp.pad(x[:, :-1], [(0, 0), (1, 0)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-    return jnp.concatenate([before, x], axis=2)
+    """Chunks [B, N, R, C, c, ...] each behind the one before it, [B, N, R, C, 2c, ...]."""
+    before = jnp.pad(x[:, :, :, :-1], [(0, 0)] * 3 + [(1, 0)] + [(0, 0)] * (x.ndim - 4), constant_values=fill)
+    return jnp.concatenate([before, x], axis=4)
 
 
 @flax.struct.dataclass
 class _Labels:
-    """What decides who sees whom, of queries [G, C, c] and keys [G, C, m].
+    """What decides who sees whom, of queries [B, N, R, C, c] and keys [B, N, R, C, m].
 
     Attributes:
       slots: of the tokens.
@@ -289,8 +289,8 @@ def _adjacent(query: Array, key: Array) -> Array:
 
 
 def _visible(seen: _Labels, causal: bool) -> tuple[Array, Array, Array | None]:
-    """Whether a query sees a key, whether it is itself, and how many rounds say so (None of one), [G, C, m, c] each."""
-    both = lambda pair: (pair[0][:, :, None, :], pair[1][..., None])
+    """Whether a query sees a key, whether it is itself, and how many rounds say so (None of one), [..., m, c]."""
+    both = lambda pair: (pair[0][..., None, :], pair[1][..., None])
     query, key = both(seen.slots)
     own = query == key
     visible = _adjacent(*both(seen.code))
@@ -304,23 +304,25 @@ def _visible(seen: _Labels, causal: bool) -> tuple[Array, Array, Array | None]:
 
 
 def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-    """Batched over the first two axes, float32 sums."""
-    return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    """Batched over all but the last two axes, float32 sums."""
+    batch = tuple(range(a.ndim - 2))
+    axes = ((a.ndim + a_axis,), (b.ndim + b_axis,))
+    return jax.lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=jnp.float32)
 
 
 def _forward(q, k, v, seen, causal, scale):
     visible, own, count = _visible(seen, causal)
     # As in `ops.key_major_attention`, keys come first: every product below has the form that XLA:CPU is fast at.
-    scores = jnp.where(own, ITSELF, _product(k, q, 3, 3) * scale)
+    scores = jnp.where(own, ITSELF, _product(k, q, -1, -1) * scale)
     scores = jnp.where(visible, scores, HIDDEN)
-    largest = jnp.max(scores, axis=2, keepdims=True)
+    largest = jnp.max(scores, axis=-2, keepdims=True)
     weights = jnp.exp(scores - largest)
     if count is not None:
         weights = weights / jnp.maximum(count, 1).astype(jnp.float32)
-    total = jnp.sum(weights, axis=2, keepdims=True)
+    total = jnp.sum(weights, axis=-2, keepdims=True)
     p = (weights / total).astype(v.dtype)
-    y = jnp.swapaxes(_product(jnp.swapaxes(v, 2, 3), p, 3, 2), 2, 3)
-    return (y, (largest + jnp.log(total))[:, :, 0]), (q, k, v, p, y)
+    y = jnp.swapaxes(_product(jnp.swapaxes(v, -1, -2), p, -1, -2), -1, -2)
+    return (y, (largest + jnp.log(total))[..., 0, :]), (q, k, v, p, y)
 
 
 def _backward(causal, scale, residuals, gradients):
@@ -328,23 +330,23 @@ def _backward(causal, scale, residuals, gradients):
     g, g_total = gradients
     shift = jnp.sum(g * y, axis=-1) - g_total
     g = g.astype(v.dtype)
-    d_scores = (_product(v, g, 3, 3) - shift[:, :, None]) * p.astype(jnp.float32)
+    d_scores = (_product(v, g, -1, -1) - shift[..., None, :]) * p.astype(jnp.float32)
     # A token's own score is a constant. Where it counts, the token sees nothing else, and the difference is 0 as it is.
     d_scores = (d_scores * scale).astype(q.dtype)
-    d_q = jnp.swapaxes(_product(jnp.swapaxes(k, 2, 3), d_scores, 3, 2), 2, 3)
-    d_k, d_v = _product(d_scores, q, 3, 2), _product(p, g, 3, 2)
+    d_q = jnp.swapaxes(_product(jnp.swapaxes(k, -1, -2), d_scores, -1, -2), -1, -2)
+    d_k, d_v = _product(d_scores, q, -1, -2), _product(p, g, -1, -2)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend_chunks(
-    q: Float[Array, "G C c H"],
-    k: Float[Array, "G C m H"],
-    v: Float[Array, "G C m H"],
+    q: Float[Array, "B N R C c H"],
+    k: Float[Array, "B N R C m H"],
+    v: Float[Array, "B N R C m H"],
     seen: _Labels,
     causal: bool,
     scale: float,
-) -> tuple[Float[Array, "G C c H"], Float[Array, "G C c"]]:
+) -> tuple[Float[Array, "B N R C c H"], Float[Array, "B N R C c"]]:
     """Returns float32 attention of chunks to what they see, and the logarithms of the sums of exponentials."""
     return _forward(q, k, v, seen, causal, scale)[0]
 
