@@ -11,6 +11,7 @@ import pytest
 
 from fastlm.data import examples, tokenizers
 from fastlm.data.builders import digits, list_ops, pathfinder, retrieval_bytes, state_of_the_union, text_bytes
+from fastlm.data.builders import pathfinder_scenes as geometry
 from fastlm.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -49,18 +50,18 @@ def test_list_ops_labels_are_the_values(size):
 
 def test_list_ops_is_the_same_everywhere_and_no_digit_is_the_answer():
     size = list_ops.SIZES["short"]
-    rows = first(list_ops.rows(size, "test"), 1000)
-    assert rows[:50] == first(list_ops.rows(size, "test"), 50)
+    rows = first(list_ops.rows(size, "test"), 400)
+    assert rows[:10] == first(list_ops.rows(size, "test"), 10)
     assert rows[0]["text"].startswith("X4S14]2D1736SN05N72N9345") and rows[0]["label"] == "7"
     counts = collections.Counter(row["label"] for row in rows)
     assert set(counts) == set("0123456789") and max(counts.values()) < 0.2 * len(rows)
     texts = {row["text"] for row in rows}
-    assert len(texts) == 1000 and not texts & {row["text"] for row in first(list_ops.rows(size, "train"), 1000)}
+    assert len(texts) == 400 and not texts & {row["text"] for row in first(list_ops.rows(size, "train"), 400)}
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return first(pathfinder.scenes("train"), 40)
+    return first(pathfinder.scenes("train"), 24)
 
 
 def test_pathfinder_discs_are_on_one_path_or_on_two(scenes):
@@ -69,23 +70,23 @@ def test_pathfinder_discs_are_on_one_path_or_on_two(scenes):
         on = [[number for number, two in enumerate(ends) if disc in two] for disc in scene.discs]
         assert (on[0] == on[1]) == (label == "connected") and len(on[0]) == len(on[1]) == 1
         assert scene.discs[0] != scene.discs[1]
-    assert collections.Counter(label for _, label in scenes) == {"connected": 20, "apart": 20}
+    assert collections.Counter(label for _, label in scenes) == {"connected": 12, "apart": 12}
 
 
 def test_pathfinder_paths_are_dashes_that_keep_clear_of_others(scenes):
-    cell = 2 / pathfinder._CELLS  # of the grid, on which distances are kept
+    cell = 2 / geometry.CELLS  # of the grid, on which distances are kept
     for scene, _ in scenes:
         lengths = [len(path) for path in scene.paths]
-        assert lengths[:2] == [pathfinder.LONG] * 2 and set(lengths[2:]) <= {pathfinder.SHORT}
+        assert lengths[:2] == [geometry.LONG] * 2 and set(lengths[2:]) <= {geometry.SHORT}
         for path in scene.paths:
             for one, other in itertools.pairwise(path):
-                assert math.dist(one[2:], other[:2]) == pytest.approx(pathfinder.GAP)
-                assert math.dist(other[:2], other[2:]) == pytest.approx(pathfinder.DASH)
+                assert math.dist(one[2:], other[:2]) == pytest.approx(geometry.GAP)
+                assert math.dist(other[:2], other[2:]) == pytest.approx(geometry.DASH)
         for one, other in itertools.combinations(scene.paths, 2):
             near = min(
-                math.dist(p, q) for a in one for p in pathfinder.points(a) for b in other for q in pathfinder.points(b)
+                math.dist(p, q) for a in one for p in geometry.points(a) for b in other for q in geometry.points(b)
             )
-            assert near > pathfinder.CLEARANCE - cell > pathfinder.GAP
+            assert near > geometry.CLEARANCE - cell > geometry.GAP
 
 
 def reaches(image, discs):
@@ -102,7 +103,7 @@ def reaches(image, discs):
 
 def test_pathfinder_images_can_be_followed(scenes):
     """By the crudest tracing in most of them; some dashes touch others, some hardly show."""
-    images = [pathfinder.render(scene) for scene, _ in scenes]
+    images = [geometry.render(scene) for scene, _ in scenes]
     right = [reaches(image, scene.discs) == (label == "connected") for image, (scene, label) in zip(images, scenes)]
     assert np.mean(right) > 0.75
     for image, (scene, _) in zip(images, scenes):
@@ -114,7 +115,7 @@ def test_pathfinder_images_can_be_followed(scenes):
 def test_pathfinder_cannot_be_told_by_how_far_the_discs_are_apart(scenes):
     for (apart, no), (connected, yes) in zip(scenes[::2], scenes[1::2]):
         assert (no, yes) == ("apart", "connected")
-        assert abs(math.dist(*apart.discs) - math.dist(*connected.discs)) < pathfinder._SAME_DISTANCE
+        assert abs(math.dist(*apart.discs) - math.dist(*connected.discs)) < geometry.SAME_DISTANCE
 
 
 def test_pathfinder_is_the_same_everywhere(scenes):
@@ -217,12 +218,12 @@ def test_text_bytes():
         assert len(addresses_of([row["text"] for row in part[::40]], split)) > 3
         assert max(collections.Counter(row["era"] for row in part).values()) < 0.3 * len(part)
     assert not {row["text"] for row in rows["test"]} & {row["text"] for row in rows["validation"]}
-    assert rows["test"] == list(text_bytes.rows("test"))
+    assert rows["test"][:20] == first(text_bytes.rows("test"), 20)
 
 
 def test_retrieval_bytes():
     rows = list(retrieval_bytes.rows("test"))
-    assert rows == list(retrieval_bytes.rows("test")) and len(rows) > 800
+    assert rows[:9] == first(retrieval_bytes.rows("test"), 9) and len(rows) > 800
     for same, different in random.Random(0).sample(list(zip(rows[::2], rows[1::2])), 20):
         assert (same["label"], different["label"]) == ("same", "different") and same["first"] == different["first"]
         assert len(addresses_of([same["first"], same["second"]], "test")) == 1
