@@ -120,7 +120,8 @@ def test_step_by_step_from_ragged_prompts_equals_all_at_once(case):
         return y, cache
 
     zero = jnp.zeros((2,), jnp.int32)
-    whole = layer.apply({"params": params}, x, x, positions=at(zero, 12), mask=MaskSpec())[0]
+    alone = jax.jit(lambda x: layer.apply({"params": params}, x, x, positions=at(zero, 12), mask=MaskSpec())[0])
+    whole = alone(x)
     cache = kinds.empty_cache(case.spec, cfg, 2, 12, jnp.float32)
     garbage = jnp.where(jnp.arange(5)[:, None] < prompts[:, None, None], x[:, :5], 50.0)
     y, cache = run(garbage, at(zero, 5), cache, offset=zero, lengths=jnp.asarray(prompts))
@@ -166,10 +167,13 @@ def test_looking_at_another_sequence_equals_the_oracle_and_its_cache(case):
     there = np.array([[1] * 9, [1] * 4 + [0] * 5], np.int32)
     mask = MaskSpec(False, jnp.ones((2, 6), jnp.int32), jnp.asarray(there))
     positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
-    run = lambda x, source, cache, mask: layer.apply(
-        {"params": params}, x, source, positions=positions[:, : x.shape[1]], mask=mask, cache=cache
-    )[:2]
-    want = bench.expected(case, cfg, params, x, source, mask, positions)
+
+    @jax.jit
+    def run(x, source, cache, mask):
+        look = {"positions": positions[:, : x.shape[1]], "mask": mask, "cache": cache}
+        return layer.apply({"params": params}, x, source, **look)[:2]
+
+    want = jax.jit(lambda x, source: bench.expected(case, cfg, params, x, source, mask, positions))(x, source)
     np.testing.assert_allclose(run(x, source, None, mask)[0], want, atol=case.tolerance)
     if not case.kind.decode:
         return
@@ -180,6 +184,7 @@ def test_looking_at_another_sequence_equals_the_oracle_and_its_cache(case):
     np.testing.assert_allclose(jnp.concatenate([first, second], 1), want[:, :2], atol=case.tolerance)
 
 
+@pytest.mark.slow
 @every()
 def test_bfloat16_stays_near_float32(case):
     causal = case.kind.causal
@@ -187,14 +192,16 @@ def test_bfloat16_stays_near_float32(case):
     x = bench.inputs(15)
     positions = jnp.broadcast_to(jnp.arange(15), (2, 15))
     look = {"positions": positions, "mask": bench.mask_of(causal, PADDED)}
-    exact = bench.module(case, cfg).apply({"params": params}, x, x, **look)[0]
-    low = x.astype(jnp.bfloat16)
-    y = bench.module(case, cfg, dtype="bfloat16").apply({"params": params}, low, low, **look)[0]
+    run = lambda dtype: jax.jit(
+        lambda x: bench.module(case, cfg, dtype=dtype).apply({"params": params}, x, x, **look)[0]
+    )
+    exact, y = run("float32")(x), run("bfloat16")(x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     difference = jnp.sqrt(jnp.mean((y.astype(jnp.float32) - exact)[PADDED != 0] ** 2))
     assert float(difference / jnp.std(exact)) < 0.03
 
 
+@pytest.mark.slow
 @every()
 def test_a_row_of_padding_alone_is_finite_with_finite_gradients(case):
     causal = case.kind.causal

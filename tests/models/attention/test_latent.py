@@ -68,6 +68,7 @@ def test_a_step_makes_nothing_per_head_of_what_is_cached_and_a_long_prompt_does(
     assert largest(1) <= 2 * slots * (12 + 4) < 2 * slots * 4 * 8 <= largest(16)
 
 
+@pytest.mark.slow
 def test_every_form_of_attention_takes_keys_wider_than_values():
     q, k = jax.random.normal(jax.random.key(0), (2, 2, 6, 2, 12))
     v, mask = jax.random.normal(jax.random.key(1), (2, 6, 2, 8)), MaskSpec()
@@ -77,6 +78,7 @@ def test_every_form_of_attention_takes_keys_wider_than_values():
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_relative_bias_is_added_in_both_forms_and_softcaps_agree():
     case = dataclasses.replace(CASE, layer=CASE.layer | {"positions": "alibi", "attention_softcap": 3.0})
     cfg, params, x = bench.layer(case, True), bench.params_of(case), bench.inputs(6)

@@ -28,12 +28,14 @@ def test_the_weights_of_tokens_give_the_heads_and_padding_has_none():
     assert float(jnp.abs(aux["attention"][1, :, :, PADDED[1] == 0]).max()) == 0
 
 
+@pytest.mark.slow
 def test_padding_gives_what_the_text_alone_gives():
     x = bench.inputs(15)
     alone = run(x[1:, :8], MaskSpec(False))[0]
     np.testing.assert_allclose(run(x, bench.mask_of(False, PADDED))[0][1:, :8], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_reads_padded_texts_but_no_packed_rows():
     base = {"vocab_size": 11, "layers": 1, "width": 16, "heads": 2, "family": "encoder", "head": "none"}
     model = Model(ModelConfig(**base, attention=CASE.spec, max_length=16))

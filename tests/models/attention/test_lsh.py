@@ -28,6 +28,7 @@ def hashed(q, v, rounds, buckets, chunk, causal, rng=None):
     return lsh.hashed_attention(q, v, found, chunk=min(chunk, q.shape[1]), **options)
 
 
+@pytest.mark.slow
 def test_more_rounds_come_nearer_to_everything():
     q, v = jax.random.normal(jax.random.key(0), (2, 1, 96, 2, 8))
     want = everything(q, v, False)

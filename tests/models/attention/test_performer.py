@@ -31,6 +31,7 @@ def errors(counts, orthogonal, seeds=32):
     return [rms(drawn[:, :count]) for count in counts]
 
 
+@pytest.mark.slow
 def test_more_features_are_nearer_to_softmax_and_orthogonal_ones_nearer_than_independent():
     orthogonal, independent = (errors((16, 64, 256), kind) for kind in (True, False))
     for found in (orthogonal, independent):
@@ -63,6 +64,7 @@ def test_training_draws_features_evaluation_and_memories_do_not():
     assert not near(run("seed=1", None), fixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim, size", [(256, 1.0), (256, 16.0), (64, 3.5), (64, 100.0)])
 def test_features_stay_in_range_for_wide_heads_and_long_keys(head_dim, size):
     scale = head_dim**-0.5
