@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig
+from fastlm.models import Model, ModelConfig, abstract
 from fastlm.models import attention as kinds
 from fastlm.ops.masks import MaskSpec
+from fastlm.parallel import mesh as meshes
+from fastlm.parallel import rules
 from tests.models.attention import bench
 from tests.models.attention.bench import PACKED, PADDED
 from tests.models.attention.cases import CASES
@@ -245,3 +248,34 @@ def test_what_a_kind_cannot_do_is_an_error_while_building(name):
         both = {"family": "encoder_decoder", "encoder_layers": 1, "cross_attention": name, "attention": "full"}
         with pytest.raises(UserError, match=f"config.model.cross_attention: kind '{name}' cannot look at another"):
             Model(ModelConfig(**base | both))
+
+
+@pytest.mark.slow
+@every()
+def test_a_model_on_many_devices_learns_what_one_device_does(case):
+    """Loss and gradients under a mesh that cuts rows, weights and heads are those without."""
+    causal = case.kind.causal
+    family = {} if causal else {"family": "encoder", "head": "masked_language_model"}
+    values = {"heads": 4, "kv_heads": 2, "max_length": 32, "residual_init": "same"} | case.layer
+    cfg = ModelConfig(vocab_size=24, layers=1, width=32, attention=case.spec, **values | {"kv_heads": 2}, **family)
+    model = Model(cfg)
+    tokens = jax.random.randint(jax.random.key(1), (4, 16), 0, 24)
+    segments = jnp.array([[1] * 16, [1] * 9 + [0] * 7, [1] * 5 + [2] * 11, [1] * 16])
+    if not case.kind.packed:
+        segments = jnp.minimum(segments, 1)
+
+    def loss(params, tokens, segments):
+        options = {"segment_ids": segments, "packed": case.kind.packed}
+        hidden, _ = model.features(params, tokens, **options)
+        return jnp.sum(jnp.where(segments[..., None] > 0, model.head(params, hidden), 0) ** 2)
+
+    params = jax.jit(model.init)(jax.random.key(0))
+    alone = jax.jit(jax.value_and_grad(loss))(params, tokens, segments)
+    mesh = meshes.make(data=2, fsdp=2, tensor=2)
+    placed = jax.device_put(params, rules.shardings(params, abstract(cfg)[1], mesh))
+    rows = NamedSharding(mesh, rules.partition_spec(("batch", None), tokens.shape, mesh))
+    with jax.set_mesh(mesh):
+        together = jax.jit(jax.value_and_grad(loss))(placed, *(jax.device_put(x, rows) for x in (tokens, segments)))
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(alone[1]))
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(b, a, atol=2e-5 * scale, rtol=2e-5)
