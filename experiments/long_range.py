@@ -6,7 +6,7 @@
 Every run is `fastlm.train` on a config of configs/long_range in a process of its own, with a workdir under --folder; a
 finished one is a line of results.jsonl there and is not run again, a stopped one resumes. More overrides
 (--config.training.steps=3000) go to every run. --kinds takes names or whole specs ("local(window=32)"); without it, all
-kinds that can look ahead. --size paper takes the sizes of the paper. Time on two quiet cores: three to ten minutes a
+kinds that can look ahead. --size paper takes the sizes of the paper. Time on two quiet cores: five to ten minutes a
 run. Accuracy is that of the test split, its error over rows (and over seeds, where there are several); a result within
 two errors of the best constant answer is called not learned. Steps per second are one over the median of the log
 intervals; memory is the peak of the whole process, data and compilation included.

@@ -21,7 +21,7 @@ LONG, SHORT, DISTRACTORS = 14, 4, 5  # dashes of the two long paths and of at mo
 DASH, GAP, HALF_WIDTH = 1.7, 1.4, 0.3
 RADIUS = 1.5  # of discs
 SHARPEST = math.pi / 4
-CLEARANCE = 3.0  # between middles of lines of two paths
+CLEARANCE = 2.7  # between middles of lines of two paths
 CELLS = 3  # a pixel, of the grid on which distances are kept
 SAME_DISTANCE = 1.0
 
