@@ -34,7 +34,7 @@ class Vocabulary(nn.Module):
         """Projects by the tied `table` or by a kernel of its own."""
         cfg = self.cfg
         if self.transform:
-            hidden = _layer(self, "transform", hidden, cfg.width, cfg.init_scale, "embed_out")
+            hidden = _layer(self, "transform", hidden, cfg.width, cfg.init_scale)
             hidden = activations.gelu_exact(hidden)
             dtype = self.compute.jnp_dtype
             hidden = Norm(cfg.norm, cfg.width, cfg.norm_epsilon, cfg.bias, dtype, name="norm")(hidden)
@@ -72,7 +72,7 @@ class Pooler(nn.Module):
     def __call__(self, pooled: Float[Array, "B D"]) -> Float[Array, "B D"]:
         """Projects and activates."""
         cfg = self.cfg
-        return POOLER_ACTIVATIONS[cfg.pooler](_layer(self, "", pooled, cfg.width, cfg.init_scale, "embed_out"))
+        return POOLER_ACTIVATIONS[cfg.pooler](_layer(self, "", pooled, cfg.width, cfg.init_scale))
 
 
 def pool(hidden: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, pooling: str) -> Float[Array, "B D"]:
@@ -87,7 +87,9 @@ def pool(hidden: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, p
     return (total / count[:, None]).astype(hidden.dtype)
 
 
-def _layer(module: nn.Module, name: str, x: Array, size: int, scale: float, axis: str) -> Array:
+def _layer(module: nn.Module, name: str, x: Array, size: int, scale: float) -> Array:
     kernel_name, bias_name = (name, f"{name}_bias") if name else ("kernel", "bias")
-    kernel = weight(module, kernel_name, (x.shape[-1], size), ("embed", axis), normal(scale))
+    # Not cut along its output: XLA's partitioner (jax 0.9 to 0.12) gives wrong gradients where a product cut there by
+    # one mesh axis is followed by a matrix cut along the same axis by another, which is what the heads are.
+    kernel = weight(module, kernel_name, (x.shape[-1], size), ("embed", None), normal(scale))
     return add_bias(contract(x, kernel), weight(module, bias_name, (size,), ("norm",)))

@@ -26,7 +26,6 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
-    "embed_out": ("tensor",),
     "classes": (),
     "norm": (),
     "position": (),
