@@ -48,7 +48,13 @@ TASKS = {
 SHIPPED = tuple(task for task in TASKS if task != "cifar10")  # which has to be fetched
 
 # The options that a kind has at these lengths, 500 to 4,000 tokens; a kind that is not here has its own defaults.
-SPECS = {"local": "local(window=64)"}
+SPECS = {
+    "local": "local(window=64)",
+    "chunk": "chunk(size=64)",
+    "block_sparse": "block_sparse(block=32)",
+    "lsh": "lsh(chunk=32)",
+    "hierarchical": "hierarchical(block=32)",
+}
 
 COLUMNS = ("ListOps", "Text", "Retrieval", "Image", "Pathfinder")
 PUBLISHED = {  # accuracy in percent; the row of the paper's table that a kind stands for
