@@ -49,7 +49,7 @@ def test_a_finished_run_is_not_run_again(run_suite, capsys):
     first = lines(folder)
     assert [(line["task"], line["kind"]) for line in first] == [(task, kind) for task in tasks for kind in kinds]
     assert first[1]["steps_per_second"] == 4.0 and first[1]["chance"] == 0.75 and first[1]["rows"] == 4
-    assert 5 < first[1]["peak_memory"] < 500
+    assert 5 < first[1]["peak_memory"] < 100_000  # MiB; it begins at what the parent had, here the tests
     printed = (folder / "list_ops" / "local" / "seed0.log").read_text()
     assert "configs/long_range/list_ops.py" in printed and "--config.training.steps=5" in printed
     assert "--config.model.attention=local(window=64)" in printed

@@ -76,6 +76,10 @@ def test_sentencepiece_goes_back_as_its_file():
 
 
 def test_every_kind_has_a_form():
-    assert set(tokenizers.KINDS) == {"bytes", "bpe", "huggingface", "sentencepiece"}
+    assert set(tokenizers.KINDS) == {"bytes", "numbers", "bpe", "huggingface", "sentencepiece"}
+    ours = tokenizers.make("numbers", vocab_size=257)
+    theirs, config = library_of(ours)
+    assert theirs.encode("0 255 17").ids == [256, *ours.encode("0 255 17")] == [256, 0, 255, 17]
+    assert theirs.token_to_id(config["eos_token"]) == ours.eos
     with pytest.raises(UserError, match="kind 'words' has no Hugging Face form"):
         tokenizer_files(json.dumps({"kind": "words"}))

@@ -89,7 +89,7 @@ def test_it_learns_and_predict_agrees_with_the_evaluation_step(task):
     assert losses[0] == pytest.approx(np.log(33), abs=0.3)
     assert np.mean(losses[-20:]) < 0.7 * losses[0]
     _, sums = jax.jit(make_eval_step(task))(current.params, (), task.constants, (), data, current.step)
-    scores = jax.jit(task.predict)(current.params, task.constants, data)
+    _, scores = jax.jit(task.predict)(current.params, task.constants, (), data)
     for name in ("nll", "correct", "tokens"):
         assert scores[name].shape == (4, 16)
         np.testing.assert_allclose(jnp.sum(scores[name]), sums[name], rtol=1e-5)

@@ -118,7 +118,7 @@ def test_only_the_context_can_hold_an_answer():
         "answer_last": jnp.zeros(4, jnp.int32),
         "row_mask": jnp.ones(4),
     }
-    found = jax.jit(task.predict)(params, {}, batch)
+    _, found = jax.jit(task.predict)(params, {}, (), batch)
     for w, first, last in list(zip(windows, found["first"], found["last"]))[:3]:
         assert w.context_first <= first <= last < w.context_stop
     assert found["score"][3] < -1e8  # nothing to choose from

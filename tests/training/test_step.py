@@ -232,6 +232,6 @@ def test_predict_gives_per_token_what_loss_sums():
     _, make_state, task = make()
     params, data = make_state().params, batch()
     _, _, (_, aux) = task.loss(params, task.constants, (), data, 0, None)
-    scores = task.predict(params, task.constants, data)
+    _, scores = task.predict(params, task.constants, (), data)
     for name, total in aux["sums"].items():
         np.testing.assert_allclose(jnp.sum(scores[name]), total, rtol=1e-5)

@@ -55,6 +55,16 @@ def _bytes(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
     return _with_end(json.loads(library.to_str()), 256)
 
 
+def _numbers(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    end = fields["vocab_size"] - 1
+    library = Tokenizer(models.WordLevel({str(number): number for number in range(end)}, unk_token="0"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fields |= dict.fromkeys(_ROLES, end)
+    return _with_end(json.loads(library.to_str()), end)
+
+
 def _alphabet() -> dict[str, int]:
     """GPT-2's characters for bytes: printable ones stand for themselves, the others for U+0100 and on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -91,4 +101,4 @@ def _sentencepiece(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
     return "tokenizer.model", base64.b64decode(fields["model"]), {}
 
 
-_MODELS = {"huggingface": _kept, "bpe": _trained, "bytes": _bytes, "sentencepiece": _sentencepiece}
+_MODELS = {"huggingface": _kept, "bpe": _trained, "bytes": _bytes, "numbers": _numbers, "sentencepiece": _sentencepiece}
