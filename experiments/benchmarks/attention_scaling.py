@@ -19,7 +19,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +138,23 @@ def work(library: str) -> None:
 
 
 def measure(
-    running: dict[str, workers.Worker], variants: list[str], lengths: list[int], dtype: str, turns: int
-) -> list[dict[str, Any]]:
-    """Returns one row (variant, length, pass, median seconds, bytes) per measurement."""
-    rows = []
+    running: dict[str, workers.Worker],
+    variants: list[str],
+    lengths: list[int],
+    dtype: str,
+    turns: int,
+    rows: list[dict[str, Any]],
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields `rows` longer and longer: one (variant, length, pass, median seconds, bytes) per measurement.
+
+    Args:
+      rows: what was measured before; lengths and passes that are in it are left out.
+    """
+    there = {(row["length"], row["pass"]) for row in rows}
     for length in lengths:
         for what in PASSES:
+            if (length, what) in there:
+                continue
             asks, memory = {}, {}
             for variant in variants:
                 if not measured(variant, length, what):
@@ -159,7 +170,7 @@ def measure(
                 print(f"{variant:>20} T {length:>6} {what:>9}: {rows[-1]['seconds'] * 1e3:9.2f} ms", flush=True)
             for worker in running.values():
                 worker.ask({"variant": "", "length": 0, "what": "", "do": "forget"})
-    return rows
+            yield rows
 
 
 def measured(variant: str, length: int, what: str) -> bool:
@@ -269,33 +280,29 @@ def main() -> None:
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", help="JSON file for all measurements; one that is there is only shown")
+    parser.add_argument("--out", help="JSON file for all measurements; those in it are not repeated")
+    parser.add_argument("--show", action="store_true", help="only show what is in --out")
     parser.add_argument("--figure", help="PNG file for the plot")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.worker:
         return work(flags.worker)
-    if flags.out and Path(flags.out).is_file():
-        rows = json.loads(Path(flags.out).read_text())
-    else:
+    rows = json.loads(Path(flags.out).read_text()) if flags.out and Path(flags.out).is_file() else []
+    if not flags.show:
         from fastlm.models.attention import KINDS
+        from fastlm.training import workdir_files
 
-        variants = [
-            FULL,
-            MATRIX,
-            *(flags.kinds.split(",") if flags.kinds else [kind for kind in KINDS if kind != FULL]),
-        ]
+        others = flags.kinds.split(",") if flags.kinds else [kind for kind in KINDS if kind != FULL]
+        variants, lengths = [FULL, MATRIX, *others], [int(length) for length in flags.lengths.split(",")]
         running = {"fastlm": workers.Worker(__file__, "--worker", "fastlm")}
         if flags.torch_python:
             running["torch"] = workers.Worker(__file__, "--worker", "torch", python=flags.torch_python)
             variants += TORCH
-        rows = measure(
-            running, variants, [int(length) for length in flags.lengths.split(",")], flags.dtype, flags.turns
-        )
+        for measured_rows in measure(running, variants, lengths, flags.dtype, flags.turns, rows):
+            if flags.out:
+                Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
+                workdir_files.write_whole(Path(flags.out), json.dumps(measured_rows, indent=1))
         workers.close(running.values())
-        if flags.out:
-            Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(flags.out).write_text(json.dumps(rows, indent=1))
     print(table(rows))
     if flags.figure:
         draw(rows, flags.figure)

@@ -5,6 +5,7 @@ block meets no key block behind it, so half of the work is never done. The backw
 from the saved log-sum-exp. As in `key_major_attention` they stand keys first, which is how every product gets a form
 that XLA:CPU has a fast kernel for; queries are taken in groups that share a key head.
 Papers: arXiv 2112.05682 (memory), FlashAttention 2205.14135 (backward pass).
+Values may be narrower than keys.
 Left out: biases and cached keys (the other forms have them), skipping blocks of other documents.
 
 Dims: B batch, T query time, S key time, K kv heads, G query heads of a group, H head dim, b block, i and j blocks.
@@ -101,8 +102,12 @@ def _forward(q, k, v, segments, shape):
             more = _product(_block(columns, j, size, 3), p.astype(v.dtype), 3, 2)
             return higher, total * left + jnp.sum(p, axis=2, keepdims=True), y * left + more
 
-        b, kv, many, h = q_block.shape
-        start = (jnp.full((b, kv, 1, many), MASKED), jnp.zeros((b, kv, 1, many)), jnp.zeros((b, kv, h, many)))
+        b, kv, many, _ = q_block.shape
+        start = (
+            jnp.full((b, kv, 1, many), MASKED),
+            jnp.zeros((b, kv, 1, many)),
+            jnp.zeros((b, kv, v.shape[-1], many)),
+        )
         most, total, y = jax.lax.fori_loop(0, _last(shape, i), key_block, start)
         return jnp.swapaxes(y / total, 2, 3).astype(q.dtype), (most + jnp.log(total))[:, :, 0]
 
@@ -139,9 +144,9 @@ def _backward(shape, residuals, g):
         d_q, *sums = jax.lax.fori_loop(0, _last(shape, i), key_block, (zeros, *sums))
         return tuple(sums), jnp.swapaxes(d_q, 2, 3).astype(q.dtype)
 
-    zeros = jnp.zeros(keys.shape, jnp.float32)
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
     blocks = (jnp.arange(rows.shape[0]), rows, g_rows, log_total, delta)
-    (d_k, d_v), d_q = jax.lax.scan(query_block, (zeros, zeros), blocks)
+    (d_k, d_v), d_q = jax.lax.scan(query_block, zeros, blocks)
     back = lambda x, like: jnp.swapaxes(x, 1, 2)[:, : shape.keys].astype(like.dtype)
     return _unrows(d_q, shape), back(d_k, k), back(d_v, v), None
 

@@ -102,6 +102,8 @@ def test_chunked_equals_plain_over_several_blocks_with_gradients(kind):
     real = (segments != 0)[:, :queries, None, None] if kind == "packed" else 1.0
     weight = real * jnp.arange(1.0, 1 + q.shape[-1])
     runs = {"chunked": functools.partial(chunked, block=4), "plain": attention.plain}
+    if kind == "fewer_queries":
+        v, weight = v[..., :-1], weight[:-1]  # and narrower values
     loss = lambda run, q, k, v: jnp.sum(jnp.sin(run(q, k, v, mask, **options)) * weight)
     got, expected = (
         jax.jit(jax.value_and_grad(functools.partial(loss, run), (0, 1, 2)))(q, k, v) for run in runs.values()

@@ -63,6 +63,7 @@ def report(compiled):
         "flops": compiled.cost_analysis()["flops"],
         "collectives": text.count(" all-gather(") + text.count(" all-reduce(") + text.count(" all-gather-start("),
         "splash": "splash_mha_fwd" in text and "splash_mha_d" in text,
+        "kernels": text.count("tpu_custom_call"),
     }
 
 

@@ -3,6 +3,7 @@
     y_i = sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j)
 
 Cost: time O(T (c + H) H), memory O(T H), c the chunk. Decoding keeps one H x (H + 1) sum per head, whatever T is.
+On a TPU a Pallas kernel adds up (`ops.linear_kernel`).
 Paper: Transformers are RNNs, arXiv 2006.16236.
 Left out: rotation of the features instead of queries and keys (RoFormer), which lets the denominator change sign.
 
@@ -19,8 +20,10 @@ from jaxtyping import Array, Float, Int
 
 from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
+from fastlm.ops import linear_kernel
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.recurrence import linear_recurrence
+from fastlm.parallel.platforms import target_platform
 
 FLOOR = 1e-6  # of a denominator: rows that see nothing become 0
 
@@ -111,9 +114,9 @@ def kernel_sums(
     """
     if state is None:
         state = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    none = jnp.zeros((1, 1, k.shape[2]))
+    starts = mask.starts(k.shape[2])
     if mask.causal:
-        return linear_recurrence(q, k, v, none, mask.starts(k.shape[2]), state)
+        return past_sums(q, k, v, starts, state)
 
     def together(q, k, v):
         added = jnp.einsum("BNSP,BNSH->BNPH", k, v, preferred_element_type=jnp.float32)
@@ -122,10 +125,10 @@ def kernel_sums(
 
     def apart(q, k, v):
         """Everything up to a token, and everything from it on, less the token itself."""
-        ends = jnp.flip(jnp.roll(mask.starts(k.shape[2]), -1, axis=1), axis=1)
+        ends = jnp.flip(jnp.roll(starts, -1, axis=1), axis=1)
         back = lambda t: jnp.flip(t, axis=2)
-        before, last = linear_recurrence(q, k, v, none, mask.starts(k.shape[2]), state)
-        after, _ = linear_recurrence(back(q), back(k), back(v), none, ends, jnp.zeros_like(state))
+        before, last = past_sums(q, k, v, starts, state)
+        after, _ = past_sums(back(q), back(k), back(v), ends, jnp.zeros_like(state))
         own = jnp.sum(q * k, axis=-1, keepdims=True).astype(jnp.float32) * v
         return before + back(after) - own, last
 
@@ -133,6 +136,13 @@ def kernel_sums(
         return together(q, k, v)
     one_document = jnp.all(mask.key_segments <= 1)
     return jax.lax.cond(one_document, together, apart, q, k, v)
+
+
+def past_sums(q: Array, k: Array, v: Array, starts: Array, state: Array) -> tuple[Array, Array]:
+    """Returns `kernel_sums` of a causal mask, by the kernel for this platform."""
+    if target_platform() == "tpu" and q.shape[2] >= linear_kernel.CHUNK:
+        return linear_kernel.linear_sums(q, k, v, starts, state)
+    return linear_recurrence(q, k, v, jnp.zeros((1, 1, q.shape[2])), starts, state)
 
 
 def _matrix(q: Array, k: Array, mask: MaskSpec, floor: float) -> Float[Array, "B N T S"]:
