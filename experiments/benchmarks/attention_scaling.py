@@ -5,8 +5,8 @@
 
 One attention sublayer (projections included), width 256, 4 heads of 64, one row of T = 256 ... 16,384 tokens, causal
 (kinds that cannot be are measured without), float32 or bfloat16. Full attention stands there three times: as fastlm
-runs it (the fastest exact form), as a T x T matrix (`key_major`, up to 4,096), and as PyTorch's
-`scaled_dot_product_attention`, with its sliding window beside it, which is a band in a T x T mask.
+runs it (the fastest exact form), as a T x T matrix (`key_major`, up to 4,096; Transformer-XL, which makes one too, up
+to 8,192), and as PyTorch's `scaled_dot_product_attention`, with its sliding window beside it, a band in a T x T mask.
 Time is the median over turns, all variants in alternation. Memory of ours is what the compiled program asks for beside
 its arguments (XLA's own account); of PyTorch what the process grew by. A decoding step reads one token behind T - 1.
 Exponents are fitted to the lengths from 1,024 on; the crossover is the length from which on a kind stays faster than
@@ -30,7 +30,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 PASSES = ("forward", "training", "decoding")
 FULL, MATRIX = "full", "full, as a matrix"
 TORCH = ("torch full", "torch window")
-MATRIX_UP_TO = 4096
+UP_TO = {MATRIX: 4096, "transformer_xl": 8192}  # whose T x T arrays would fill the memory of a small machine
 SECONDS = 0.15  # at least so long a turn
 
 
@@ -174,10 +174,10 @@ def measure(
 
 
 def measured(variant: str, length: int, what: str) -> bool:
-    """Whether there is such a measurement: matrices end at 4,096, and not everything decodes."""
-    if variant == MATRIX:
-        return length <= MATRIX_UP_TO and what != "decoding"
-    if what != "decoding" or variant in TORCH:
+    """Whether there is such a measurement: what makes matrices ends earlier, and not everything decodes."""
+    if length > UP_TO.get(variant, length):
+        return False
+    if what != "decoding" or variant in (MATRIX, *TORCH):
         return what != "decoding"
     from fastlm.models import attention as kinds
 

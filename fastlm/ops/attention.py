@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -131,6 +132,18 @@ def splash_window(back: int, ahead: int) -> Callable[[tuple[int, int]], Any]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     return lambda shape: masks.LocalMask(shape, (back, ahead), 0)
+
+
+def splash_table(visible: np.ndarray) -> Callable[[tuple[int, int]], Any]:
+    """Returns the pattern that a boolean matrix [T, S] says; the kernel skips blocks in which nothing is visible."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    return lambda shape: masks.NumpyMask(visible[: shape[0], : shape[1]])
+
+
+def splash_runs(q: Array, k: Array, mask: MaskSpec, softmax: Softmax) -> bool:
+    """Whether the kernel runs on this platform, and takes what a sparse kind asks for."""
+    return target_platform() == "tpu" and softmax.fused and splash_fits(q.shape, k.shape, mask, None)
 
 
 def _splash_on_one_device(q, k, v, segments, *, pattern, cap: float) -> Float[Array, "B N T H"]:

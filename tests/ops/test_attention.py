@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
+from fastlm.models.attention.block_sparse import BlockSparseOptions, attend_pattern, pattern_of_slots
 from fastlm.models.attention.local import sliding_window
 from fastlm.ops import attention
 from fastlm.ops.chunked_attention import chunked
@@ -126,6 +127,12 @@ def test_splash_interpreted_equals_plain(monkeypatch):
         pattern = attention.splash_window(window - 1, 0 if causal else window - 1)
         got = attention.splash(q, k, v, MaskSpec(causal), scale=SCALE, pattern=pattern)
         expected = sliding_window(q, k, v, None, window=window, causal=causal, scale=SCALE)
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+    sparse = BlockSparseOptions(block=16, window=1, global_blocks=1, random=1)
+    for causal in (True, False):
+        pattern = attention.splash_table(pattern_of_slots(sparse, 128, causal))
+        got = attention.splash(q, k, v, MaskSpec(causal, segments, segments), scale=SCALE, pattern=pattern)
+        expected = attend_pattern(q, k, v, segments, pattern=sparse, causal=causal, scale=SCALE)
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 

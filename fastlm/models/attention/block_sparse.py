@@ -13,8 +13,8 @@ Cost: time and memory O(T block (window + global_blocks + random)), of an encode
 O(T block global_blocks). Decoding keeps all keys and values, and a step gathers the blocks it needs.
 Papers: BigBird arXiv 2007.14062; Longformer 2004.05150 (random = 0).
 Left out: projections of their own for global tokens (Longformer), and tokens added in front as global ones (BigBird's
-ETC form): the first blocks of the row serve. The Pallas splash kernel for TPU takes such a pattern as its static mask;
-for now every platform runs `attend_blocks`.
+ETC form): the first blocks of the row serve.
+On a TPU the splash kernel that ships with jax runs it, with the pattern as its static mask, where its blocks fit.
 
 Dims: B batch, T time, S key time, D embed, C blocks, b tokens of a block, n blocks seen by one, m keys that these
 hold, N heads, K kv heads, H head dim.
@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fastlm.errors import UserError
 from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
+from fastlm.ops import attention
 from fastlm.ops.blocks import attend_blocks, blocked, unblocked, weights_by_pair
 from fastlm.ops.cached_patterns import attend_cached
 from fastlm.ops.caches import KVCache
@@ -103,7 +104,10 @@ class BlockSparseAttention(Attention):
         options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
         pattern = {"pattern": self.options, "causal": mask.causal}
         rows = lambda q, k, v: attend_pattern(q, k, v, mask.key_segments, **pattern, **options)
-        if cache is None:
+        if cache is None and attention.splash_runs(q, k, mask, self.softmax):
+            visible = pattern_of_slots(self.options, q.shape[1], mask.causal)
+            y = attention.splash(q, k, v, mask, pattern=attention.splash_table(visible), **options)
+        elif cache is None:
             y = rows(q, k, v)
         else:
             cache = cache.write(k, v, jnp.zeros((x.shape[0],), jnp.int32) if mask.offset is None else mask.offset)
@@ -147,13 +151,26 @@ def _slots_of(
     return keys, jnp.repeat(counts[own], pattern.block, axis=-1) & (keys <= query[..., None])
 
 
-def _visible(mask: MaskSpec, pattern: BlockSparseOptions, queries: int, keys: int) -> Bool[Array, "b T S"]:
-    count = -(-keys // pattern.block)
-    table, counts = blocks_seen(pattern, count, mask.causal)
+@functools.lru_cache
+def pattern_of_blocks(pattern: BlockSparseOptions, count: int, causal: bool) -> Bool[np.ndarray, "C C"]:
+    """Returns which of `count` blocks each sees."""
+    table, counts = blocks_seen(pattern, count, causal)
     seen = np.zeros((count, count), bool)
     np.logical_or.at(seen, (np.arange(count)[:, None], table), counts)
-    if not mask.causal:
+    if not causal:
         seen[: pattern.global_blocks] = True
+    return seen
+
+
+def pattern_of_slots(pattern: BlockSparseOptions, tokens: int, causal: bool) -> Bool[np.ndarray, "T T"]:
+    """Returns which slots of a row of so many each sees, of one document."""
+    blocks = pattern_of_blocks(pattern, -(-tokens // pattern.block), causal)
+    slots = blocks.repeat(pattern.block, axis=0).repeat(pattern.block, axis=1)[:tokens, :tokens]
+    return np.tril(slots) if causal else slots
+
+
+def _visible(mask: MaskSpec, pattern: BlockSparseOptions, queries: int, keys: int) -> Bool[Array, "b T S"]:
+    seen = pattern_of_blocks(pattern, -(-keys // pattern.block), mask.causal)
     start = jnp.zeros((1,), jnp.int32) if mask.offset is None else mask.offset
     own = (start[:, None] + jnp.arange(queries)) // pattern.block
     near = jnp.asarray(seen)[own][..., np.arange(keys) // pattern.block]

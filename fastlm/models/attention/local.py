@@ -23,7 +23,6 @@ from fastlm.ops import attention
 from fastlm.ops.blocks import attend_blocks, blocked, spans, unblocked, weights_by_pair
 from fastlm.ops.caches import WindowCache
 from fastlm.ops.masks import MaskSpec
-from fastlm.parallel.platforms import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class LocalAttention(Attention):
             past = k.shape[1] - q.shape[1]
         options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
         window, block = self.options.window, self.options.block
-        if cache is None and self.softmax.fused and on_splash(q, k, mask):
+        if cache is None and attention.splash_runs(q, k, mask, self.softmax):
             pattern = attention.splash_window(window - 1, 0 if mask.causal else window - 1)
             y = attention.splash(q, k, v, mask, pattern=pattern, **options)
         else:
@@ -142,11 +141,6 @@ def sliding_window(
         own, other = blocked(segments[:, past:], block), seen(segments)
         visible &= (own[..., None] == other[..., None, :]) & (other != 0)[..., None, :]
     return unblocked(attend_blocks(blocked(q, block), seen(k), seen(v), visible, **options), queries)
-
-
-def on_splash(q: Array, k: Array, mask: MaskSpec) -> bool:
-    """Whether the TPU kernel runs here and takes these shapes; it skips the blocks that no window touches."""
-    return target_platform() == "tpu" and attention.splash_fits(q.shape, k.shape, mask, None)
 
 
 def best_block(window: int) -> int:
