@@ -4,9 +4,10 @@
         --out runs/attention_scaling.json --figure experiments/figures/attention_scaling.png
 
 One attention sublayer (projections included), width 256, 4 heads of 64, one row of T = 256 ... 16,384 tokens, causal
-(kinds that cannot be are measured without), float32 or bfloat16. Full attention stands there three times: as fastlm
-runs it (the fastest exact form), as a T x T matrix (`key_major`, up to 4,096; Transformer-XL, which makes one too, up
-to 8,192), and as PyTorch's `scaled_dot_product_attention`, with its sliding window beside it, a band in a T x T mask.
+(kinds that cannot be are measured without), float32 or bfloat16. Full attention stands there as
+fastlm runs it (the fastest exact form), as a T x T matrix up to 4,096 (with a gradient by hand, `key_major`, and as
+Long Range Arena had it, einsums and a softmax, `plain`; Transformer-XL, which makes a matrix too, ends at 8,192), and
+as PyTorch's `scaled_dot_product_attention`, with its sliding window beside it, a band in a T x T mask.
 Time is the median over turns, all variants in alternation. Memory of ours is what the compiled program asks for beside
 its arguments (XLA's own account); of PyTorch what the process grew by. A decoding step reads one token behind T - 1.
 Exponents are fitted to the lengths from 1,024 on; the crossover is the length from which on a kind stays faster than
@@ -28,9 +29,14 @@ from experiments.benchmarks import workers
 WIDTH, HEADS, WINDOW = 256, 4, 128
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 PASSES = ("forward", "training", "decoding")
-FULL, MATRIX = "full", "full, as a matrix"
+FULL, MATRIX, PLAIN = "full", "full, as a matrix", "full, plainly"
+FORMS = {MATRIX: "key_major", PLAIN: "plain"}  # of full attention
 TORCH = ("torch full", "torch window")
-UP_TO = {MATRIX: 4096, "transformer_xl": 8192}  # whose T x T arrays would fill the memory of a small machine
+UP_TO = {
+    MATRIX: 4096,
+    PLAIN: 4096,
+    "transformer_xl": 8192,
+}  # whose T x T arrays would fill the memory of a small machine
 SECONDS = 0.15  # at least so long a turn
 
 
@@ -43,13 +49,13 @@ def of_fastlm(variant: str, length: int, what: str, dtype: str) -> tuple[Callabl
     from fastlm.models import attention as kinds
     from fastlm.ops.masks import MaskSpec
 
-    spec = {MATRIX: "full", "local": f"local(window={WINDOW})"}.get(variant, variant)
+    spec = {MATRIX: "full", PLAIN: "full", "local": f"local(window={WINDOW})"}.get(variant, variant)
     causal = kinds.kind(spec).causal
     family = {"family": "decoder"} if causal else {"family": "encoder", "head": "none"}
     cfg = ModelConfig(
         width=WIDTH, heads=HEADS, layers=1, vocab_size=8, max_length=length, attention=spec, **family
     ).layer(0)
-    module = kinds.make(spec, cfg, Compute(dtype=dtype, attention_form="key_major" if variant == MATRIX else "auto"))
+    module = kinds.make(spec, cfg, Compute(dtype=dtype, attention_form=FORMS.get(variant, "auto")))
     tokens = 1 if what == "decoding" else length
     x = jax.random.normal(jax.random.key(0), (1, tokens, WIDTH), dtype)
     positions = length - tokens + jnp.arange(tokens)[None]
@@ -177,7 +183,7 @@ def measured(variant: str, length: int, what: str) -> bool:
     """Whether there is such a measurement: what makes matrices ends earlier, and not everything decodes."""
     if length > UP_TO.get(variant, length):
         return False
-    if what != "decoding" or variant in (MATRIX, *TORCH):
+    if what != "decoding" or variant in (*FORMS, *TORCH):
         return what != "decoding"
     from fastlm.models import attention as kinds
 
@@ -210,8 +216,8 @@ def table(rows: list[dict]) -> str:
     lengths = sorted({row["length"] for row in rows})
     at = 4096 if 4096 in lengths else lengths[-1]
     heads = (
-        *("kind", f"ms at {at:,}: forward", "forward + backward", "x matrix", "x fastest exact", "MiB", "exponent"),
-        *("crossover", f"decoding, us: at {lengths[0]:,}", f"at {lengths[-1]:,}"),
+        *("kind", f"ms at {at:,}: forward", "forward + backward", "x plain", "x matrix", "x fastest exact", "MiB"),
+        *("exponent", "crossover", f"decoding, us: at {lengths[0]:,}", f"at {lengths[-1]:,}"),
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -221,12 +227,13 @@ def table(rows: list[dict]) -> str:
 
 def _cells(rows: list[dict], variant: str, at: int, lengths: list[int]) -> list[str]:
     """A variant's figures; "-" where there is none."""
-    full, matrix = by_length(rows, FULL, "training"), by_length(rows, MATRIX, "training")
+    full, matrix, plain = (by_length(rows, name, "training") for name in (FULL, MATRIX, PLAIN))
     training, decoding = by_length(rows, variant, "training"), by_length(rows, variant, "decoding")
     here = training.get(at, math.nan)
     values = [
         (by_length(rows, variant, "forward").get(at, math.nan) * 1e3, ".1f"),
         (here * 1e3, ".1f"),
+        (plain.get(at, math.nan) / here, ".1f"),
         (matrix.get(at, math.nan) / here, ".1f"),
         (full.get(at, math.nan) / here, ".1f"),
         (by_length(rows, variant, "training", "bytes").get(at, math.nan) / 2**20, ".0f"),
@@ -251,9 +258,9 @@ def draw(rows: list[dict], out: str) -> None:
         ("decoding", "seconds", 1e6, "one decoding step, us"),
     )
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    colors = dict(zip([v for v in variants if v not in (FULL, MATRIX, *TORCH)], plt.get_cmap("tab20").colors))
+    colors = dict(zip([v for v in variants if v not in (FULL, *FORMS, *TORCH)], plt.get_cmap("tab20").colors))
     marked = {FULL: ("black", "-", 2.4), MATRIX: ("black", ":", 1.6), TORCH[0]: ("gray", "-", 1.6)}
-    marked[TORCH[1]] = ("gray", ":", 1.6)
+    marked |= {PLAIN: ("black", "--", 1.2), TORCH[1]: ("gray", ":", 1.6)}
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), dpi=120)
     for panel, (what, field, factor, title) in zip(axes, panels):
         for variant in variants:
@@ -293,7 +300,7 @@ def main() -> None:
         from fastlm.training import workdir_files
 
         others = flags.kinds.split(",") if flags.kinds else [kind for kind in KINDS if kind != FULL]
-        variants, lengths = [FULL, MATRIX, *others], [int(length) for length in flags.lengths.split(",")]
+        variants, lengths = [FULL, MATRIX, PLAIN, *others], [int(length) for length in flags.lengths.split(",")]
         running = {"fastlm": workers.Worker(__file__, "--worker", "fastlm")}
         if flags.torch_python:
             running["torch"] = workers.Worker(__file__, "--worker", "torch", python=flags.torch_python)

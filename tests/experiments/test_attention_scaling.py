@@ -27,11 +27,15 @@ def test_a_crossover_is_where_a_kind_becomes_faster_for_good():
 
 def test_the_table_has_a_line_per_variant_with_its_ratios(tmp_path):
     measured = rows("full", {1024: 0.010, 4096: 0.160}) + rows(scaling.MATRIX, {1024: 0.020, 4096: 0.320})
-    measured += rows("linear", {1024: 0.008, 4096: 0.032}) + rows("linear", {1024: 1e-4, 4096: 1e-4}, "decoding")
+    measured += (
+        rows(scaling.PLAIN, {1024: 0.040, 4096: 0.640})
+        + rows("linear", {1024: 0.008, 4096: 0.032})
+        + rows("linear", {1024: 1e-4, 4096: 1e-4}, "decoding")
+    )
     lines = scaling.table(measured).splitlines()
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 4
     cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
-    assert cells == ["linear", "-", "32.0", "10.0", "5.0", "1", "1.00", "1,024", "100", "100"]
+    assert cells == ["linear", "-", "32.0", "20.0", "10.0", "5.0", "1", "1.00", "1,024", "100", "100"]
     scaling.draw(measured, str(tmp_path / "plot.png"))
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
