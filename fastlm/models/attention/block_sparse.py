@@ -98,10 +98,9 @@ class BlockSparseAttention(Attention):
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        cfg = self.cfg
         q, k, v = self.queries_keys_values(x, context, positions)
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
-        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        options = self.scoring
         pattern = {"pattern": self.options, "causal": mask.causal}
         rows = lambda q, k, v: attend_pattern(q, k, v, mask.key_segments, **pattern, **options)
         if cache is None and attention.splash_runs(q, k, mask, self.softmax):

@@ -90,7 +90,7 @@ class ChunkAttention(Attention):
     ) -> tuple[Float[Array, "B T D"], ChunkCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        cfg, past, place = self.cfg, 0, jnp.zeros((1,), jnp.int32)
+        past, place = 0, jnp.zeros((1,), jnp.int32)
         q, k, v = self.queries_keys_values(x, context, positions)
         segments = mask.key_segments
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
@@ -100,7 +100,7 @@ class ChunkAttention(Attention):
             past = k.shape[1] - q.shape[1]
             cache = ChunkCache(window, (place + _written(mask, *x.shape[:2])) % self.options.size)
         shape = {"size": self.options.size, "back": self.options.back, "causal": mask.causal}
-        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        options = self.scoring
         y = attend_chunks(q, k, v, segments, place, **shape, **options)
         if "attention" in self.capture:
             slots = place[:, None] + jnp.arange(-past, q.shape[1])

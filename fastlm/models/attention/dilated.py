@@ -84,10 +84,10 @@ class DilatedAttention(Attention):
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        cfg, stride = self.cfg, self.stride
+        stride = self.stride
         q, k, v = self.queries_keys_values(x, context, positions)
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
-        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        options = self.scoring
         rows = lambda q, k, v: strided(q, k, v, mask.key_segments, stride=stride, causal=mask.causal, **options)
         if cache is None:
             y = rows(q, k, v)

@@ -56,7 +56,7 @@ class FullAttention(Attention):
                 cache = cache.write(k, v, start)
         if cache is not None:
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        options = self.scoring
         y = attention.dot_product_attention(q, k, v, mask, bias, form=self.compute.attention_form, **options)
         aux: dict[str, Any] = {}
         if "attention" in self.capture:

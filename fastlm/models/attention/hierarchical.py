@@ -117,9 +117,9 @@ class HierarchicalAttention(Attention):
     ) -> tuple[Float[Array, "B T D"], HierarchicalCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        cfg, options = self.cfg, self.options
+        options = self.options
         q, k, v = self.queries_keys_values(x, context, positions)
-        look = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        look = self.scoring
         if cache is None:
             attend = lambda v: near_and_far(q, k, v, mask.key_segments, causal=mask.causal, options=options, **look)
             y = attend(v)

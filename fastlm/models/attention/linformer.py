@@ -88,7 +88,7 @@ class LinformerAttention(Attention):
         for_values = for_keys if self.options.tied else self._rows("value_rows")[:length]
         real = mask.real(length)
         rows, everything = projected(k, for_keys, real), MaskSpec(causal=False)
-        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        options = self.scoring
         values = projected(v, for_values, real)
         y = attention.dot_product_attention(q, rows, values, everything, form=self.compute.attention_form, **options)
         aux: dict[str, Any] = {}

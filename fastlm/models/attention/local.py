@@ -72,14 +72,14 @@ class LocalAttention(Attention):
     ) -> tuple[Float[Array, "B T D"], WindowCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        cfg, past = self.cfg, 0
+        past = 0
         q, k, v = self.queries_keys_values(x, context, positions)
         segments = mask.key_segments
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
         if cache is not None:
             (k, v), segments, cache = cache.append((k, v), mask)
             past = k.shape[1] - q.shape[1]
-        options = {"scale": cfg.attention_scale, "cap": cfg.attention_softcap, "softmax": self.softmax}
+        options = self.scoring
         window, block = self.options.window, self.options.block
         if cache is None and attention.splash_runs(q, k, mask, self.softmax):
             pattern = attention.splash_window(window - 1, 0 if mask.causal else window - 1)

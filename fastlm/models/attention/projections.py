@@ -67,6 +67,11 @@ class Attention(nn.Module):
         """How scores become probabilities here."""
         return make_softmax(self.cfg.softmax)
 
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How q . k becomes probabilities, as the functions of `ops` take it."""
+        return {"scale": self.cfg.attention_scale, "cap": self.cfg.attention_softcap, "softmax": self.softmax}
+
     def angles(self, positions: Int[Array, "B T"]) -> tuple[Array, Array] | None:
         """Returns the rotation of each position, or None where positions do not rotate."""
         cfg = self.cfg
