@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
+from fastlm.models import attention as attention_kinds
 from fastlm.ops.caches import Cache
 
 Rows = Sequence[Sequence[int] | np.ndarray]
@@ -109,6 +110,15 @@ def _check_model(cfg: ModelConfig, start: int | None) -> None:
         raise UserError("start: a decoder continues its prompts; put the start token into them instead")
     if start is not None:
         check_token("start", start, cfg.vocab_size)
+    check_kinds(cfg)
+
+
+def check_kinds(cfg: ModelConfig) -> None:
+    """Raises a `UserError` unless the attention of all layers that write runs step by step."""
+    for layer in map(cfg.layer, cfg.stack):
+        attention_kinds.require(layer.attention, "decode")
+        if layer.cross:
+            attention_kinds.require(layer.cross_attention, "decode", key="cross_attention")
 
 
 def _check_tokens(rows: Rows, vocab_size: int) -> None:

@@ -225,6 +225,11 @@ def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, cf
     # They are used when the run ends: too late to learn that one does not fit.
     if prompts and (cfg.family != "decoder" or cfg.head != "language_model"):
         raise UserError("config.sample.prompts: only a language model continues text; leave it empty for this task")
+    if prompts:
+        try:
+            inputs.check_kinds(cfg)
+        except UserError as error:
+            raise UserError(f"config.sample.prompts: {error}; leave it empty, or choose another kind") from None
     for prompt in prompts:
         with naming("sample.prompts"):
             inputs.check_lengths([len(sampling.prompt_ids(tokenizer, prompt))], 1, cfg.max_length)

@@ -46,6 +46,13 @@ def test_sources_are_real_up_to_their_length_and_the_decoder_begins_with_its_sta
         (PAIR, [[1], [3, 11]], 0, "input 1 has token 11, but the model's vocabulary has 11"),
         (DECODER, [[-1, 3]], None, "input 0 has token -1"),
         (DECODER, [[]], None, "a prompt has no tokens"),
+        (dataclasses.replace(DECODER, attention="lsh"), [[1]], None, "kind 'lsh' cannot run step by step"),
+        (
+            dataclasses.replace(PAIR, cross_attention="linformer"),
+            [[1]],
+            0,
+            "cross_attention: kind 'linformer' cannot run",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused(cfg, rows, start, message):
