@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs and GPUs that are not there; `python ahead_of_time_programs.py NAME` prints JSON.
+"""Programs compiled for TPUs and GPUs that are not there; `python ahead_of_time_programs.py NAME [ARGUMENT]`: JSON.
 
 Run by test_ahead_of_time.py, each in a process of its own, because libtpu is found through the environment.
 """
@@ -107,25 +107,23 @@ def attention_forms():
     return found
 
 
-def attention_kinds():
-    """Compiles a layer of each attention kind, forward and backward, for one TPU."""
-    mesh = tpu_mesh(1, 1, 1, 1)
+def attention_kind(name):
+    """Compiles a layer of an attention kind, forward and backward, for one TPU."""
+    mesh, kind = tpu_mesh(1, 1, 1, 1), KINDS[name]
     here = NamedSharding(mesh, PartitionSpec())
     on_chip = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-    tokens = on_chip(jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32))
-    found = {}
-    for name, kind in KINDS.items():
-        family = {} if kind.causal else {"family": "encoder", "head": "none"}
-        sizes = {"layers": 1, "heads": 4, "kv_heads": 2, "head_dim": 128, "attention": name}
-        cfg = dataclasses.replace(CFG, **sizes, **family)
-        model, params = Model(cfg, Compute(dtype="bfloat16")), jax.tree.map(on_chip, abstract(cfg)[0])
-        packed = {"segment_ids": tokens} if kind.packed else {}
-        loss = lambda params, tokens, packed: jnp.sum(
-            model.features(params, tokens, **packed)[0].astype(jnp.float32)  # noqa: B023
-        )
-        with jax.set_mesh(mesh):
-            found[name] = report(jax.jit(jax.grad(loss)).lower(params, tokens, packed).compile())
-    return found
+    tokens = on_chip(jax.ShapeDtypeStruct((2, LENGTH), jnp.int32))
+    family = {} if kind.causal else {"family": "encoder", "head": "none"}
+    sizes = {"layers": 1, "heads": 4, "kv_heads": 2, "head_dim": 128, "attention": name}
+    cfg = dataclasses.replace(CFG, **sizes, **family)
+    model, params = Model(cfg, Compute(dtype="bfloat16")), jax.tree.map(on_chip, abstract(cfg)[0])
+    packed = {"segment_ids": tokens} if kind.packed else {}
+
+    def loss(params, tokens, packed):
+        return jnp.sum(model.features(params, tokens, **packed)[0].astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        return report(jax.jit(jax.grad(loss)).lower(params, tokens, packed).compile())
 
 
 def fused_for_cuda():
@@ -136,4 +134,4 @@ def fused_for_cuda():
 
 
 if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[1]]()))
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
