@@ -24,7 +24,6 @@ from fastlm.errors import UserError
 from fastlm.measurement.human_eval import Problem, read_human_eval
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
-from fastlm.reports import attention_maps
 from fastlm.tasks import code_generation
 from fastlm.tasks.code_generation import Attempts
 from fastlm.tasks.kind import Scored
@@ -124,6 +123,8 @@ def asked(restored: restore.Restored) -> tuple[Data, Evaluation, str]:
 
 def draw_attention(restored: restore.Restored, mesh: jax.sharding.Mesh, texts: list[str]) -> None:
     """Writes what the model looks at in the texts, or else in the first example of the split."""
+    from fastlm.reports import attention_maps  # draws, and so imports a plotting library that scoring does without
+
     data, _, split = asked(restored)
     kind = restored.kind()
     if not texts and not data.sources:

@@ -200,37 +200,22 @@ class Model:
             for i in cfg.stack:
                 needs = ["carry"] if cache is not None and str(i) in cache.layers else []
                 attention_kinds.require(cfg.layer(i).attention, "packed", *needs)
-        carried = segment_ids is not None and cache is not None
-        start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.length
-        if positions is None:
-            positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        elif carried:
-            positions = positions + jnp.where(segment_ids == segment_ids[:, :1], start[:, None], 0)
-        causal = cfg.family != "encoder"
-        context = {
-            "positions": positions,
-            "mask": MaskSpec(
-                causal, segment_ids, segment_ids, None if cache is None or carried else start, lengths, packed
-            ),
-        }
+        positions, keys, offset = _places(tokens.shape, positions, segment_ids, cache)
+        mask = MaskSpec(cfg.family != "encoder", segment_ids, segment_ids, offset, lengths, packed)
+        context = {"positions": positions, "mask": mask}
         source_segments = None
         if cfg.family == "encoder_decoder":
             context |= _looking_back(memory, cache, segment_ids, tokens.shape)
             source_segments = context["memory_mask"].key_segments
         x = constrain(self.embed(params, tokens, positions, token_types), ACTIVATION)
         x = dropout(x, cfg.dropout, None if rng is None else jax.random.fold_in(rng, cfg.total_layers))
-        keys = (
-            positions
-            if cache is None or carried
-            else jnp.broadcast_to(jnp.arange(cache.slots), (len(start), cache.slots))
-        )
         bias = self._biases(params, cfg.stack, positions, keys)
         x, layer_caches, aux = self._stack(params, cfg.stack, x, bias, rng, capture, cache=cache, **context)
         if cache is not None:
-            if carried:
-                length = _length_of_last(positions, segment_ids, start)
+            if segment_ids is None:
+                length = cache.length + (tokens.shape[1] if lengths is None else lengths)
             else:
-                length = start + (tokens.shape[1] if lengths is None else lengths)
+                length = _length_of_last(positions, segment_ids, cache.length)
             aux["cache"] = Cache(length, layer_caches, source_segments, cache.slots)
         return self.final_norm(params, x), aux
 
@@ -372,6 +357,21 @@ class Model:
             head = self._vocabulary().init(rng, x, table).get("params", {})
             params |= {"head": head} if head else {}
         return params
+
+
+def _places(
+    shape: tuple[int, int], positions: Array | None, segment_ids: Array | None, cache: Cache | None
+) -> tuple[Int[Array, "B T"], Int[Array, "B S"], Int[Array, "B"] | None]:
+    """Returns positions of tokens and of keys, and the slot of the first token where keys come from a cache."""
+    rows, tokens = shape
+    start = jnp.zeros((rows,), jnp.int32) if cache is None else cache.length
+    if positions is None:
+        positions = start[:, None] + jnp.arange(tokens, dtype=jnp.int32)
+    elif cache is not None and segment_ids is not None:  # a row's first document goes on
+        positions = positions + jnp.where(segment_ids == segment_ids[:, :1], start[:, None], 0)
+    if cache is None or segment_ids is not None:
+        return positions, positions, None
+    return positions, jnp.broadcast_to(jnp.arange(cache.slots), (rows, cache.slots)), start
 
 
 def _length_of_last(positions: Array, segment_ids: Array, start: Array) -> Int[Array, "B"]:

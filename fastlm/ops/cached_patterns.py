@@ -24,7 +24,7 @@ def attend_cached(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    offset: Int[Array, "B"] | None,
+    start: Int[Array, "B"],
     slots_of: SlotsOf,
     rows: Rows,
     **options: Any,
@@ -32,13 +32,12 @@ def attend_cached(
     """Returns a causal pattern's attention of new tokens to a cache that holds them already.
 
     Args:
-      offset: slot of the first query, or None for slot 0.
+      start: slot of the first query.
       slots_of: from the slots of queries, the slots they look at and whether each of these is there to be seen.
       rows: `rows(q, k, v)`, the pattern over rows as long as the cache.
       options: scale, cap and softmax, as in `attend_blocks`.
     """
     (batch, tokens), slots = q.shape[:2], k.shape[1]
-    start = jnp.zeros((batch,), jnp.int32) if offset is None else offset
     looked_at, there = slots_of(start[:, None] + jnp.arange(tokens))
     if tokens * looked_at.shape[2] <= slots:
         take = jax.vmap(lambda x, at: jnp.take(x, at, axis=0, mode="clip"))

@@ -44,6 +44,10 @@ class MaskSpec:
             mask = same if mask is None else mask & same
         return mask
 
+    def start(self, rows: int) -> Int[Array, "B"]:
+        """Returns the slot of the first query: `offset`, or 0 in so many rows."""
+        return jnp.zeros((rows,), jnp.int32) if self.offset is None else self.offset
+
     def real(self, keys: int) -> Bool[Array, "b S"] | None:
         """Returns which keys are no padding, [B, S], or None when all are real."""
         if self.key_segments is not None:

@@ -17,6 +17,7 @@ Left out: online forms (running maximum and sum), which fused kernels have for `
 import dataclasses
 import functools
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ HIDDEN = -1e29  # masks put scores below
 
 
 @dataclasses.dataclass(frozen=True)
-class Softmax:
+class Softmax(ABC):
     """Scores to probabilities along an axis; see the header for the subclasses.
 
     Attributes:
@@ -47,9 +48,9 @@ class Softmax:
 
     fused = False
 
+    @abstractmethod
     def __call__(self, scores: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
         """Returns float32 probabilities that sum to 1 along `axis`; hidden scores are very negative, not infinite."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

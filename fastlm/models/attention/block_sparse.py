@@ -24,18 +24,15 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.errors import UserError
-from fastlm.models.attention.projections import Attention
+from fastlm.models.attention.slot_pattern import SlotPatternAttention
 from fastlm.models.config import LayerConfig
 from fastlm.ops import attention
-from fastlm.ops.blocks import attend_blocks, blocked, unblocked, weights_by_pair
-from fastlm.ops.cached_patterns import attend_cached
-from fastlm.ops.caches import KVCache
+from fastlm.ops.blocks import attend_blocks, blocked, unblocked
 from fastlm.ops.masks import MaskSpec
 
 
@@ -69,7 +66,7 @@ class BlockSparseOptions:
             )
 
 
-class BlockSparseAttention(Attention):
+class BlockSparseAttention(SlotPatternAttention):
     """See the header."""
 
     @staticmethod
@@ -79,43 +76,23 @@ class BlockSparseAttention(Attention):
         blocks = near + options.global_blocks + options.random
         return min(options.block * blocks, length / 2 if cfg.causal else length)
 
-    @staticmethod
-    def empty_cache(cfg: LayerConfig, options: BlockSparseOptions, batch: int, slots: int, dtype: Any) -> KVCache:
-        """Returns room for the keys and values of `slots` tokens."""
-        return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        context: Float[Array, "B T D"],
-        *,
-        positions: Int[Array, "B T"],
-        mask: MaskSpec,
-        bias: None = None,
-        cache: KVCache | None = None,
-        rng: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
-        """See `Attention`."""
-        del bias, rng
-        q, k, v = self.queries_keys_values(x, context, positions)
-        aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
-        options = self.scoring
-        pattern = {"pattern": self.options, "causal": mask.causal}
-        rows = lambda q, k, v: attend_pattern(q, k, v, mask.key_segments, **pattern, **options)
-        if cache is None and attention.splash_runs(q, k, mask, self.softmax):
+    def rows(self, q: Array, k: Array, v: Array, mask: MaskSpec) -> Float[Array, "B T N H"]:
+        """See `SlotPatternAttention`."""
+        if attention.splash_runs(q, k, mask, self.softmax):
             visible = pattern_of_slots(self.options, q.shape[1], mask.causal)
-            y = attention.splash(q, k, v, mask, pattern=attention.splash_table(visible), **options)
-        elif cache is None:
-            y = rows(q, k, v)
-        else:
-            cache = cache.write(k, v, jnp.zeros((x.shape[0],), jnp.int32) if mask.offset is None else mask.offset)
-            k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-            slots_of = functools.partial(_slots_of, pattern=self.options, slots=k.shape[1])
-            y = attend_cached(q, k, v, mask.offset, slots_of, rows, **options)
-        if "attention" in self.capture:
-            aux["attention"] = weights_by_pair(q, k, _visible(mask, self.options, q.shape[1], k.shape[1]), **options)
-        return self.output(y), cache, aux
+            return attention.splash(q, k, v, mask, pattern=attention.splash_table(visible), **self.scoring)
+        pattern = {"pattern": self.options, "causal": mask.causal}
+        return attend_pattern(q, k, v, mask.key_segments, **pattern, **self.scoring)
+
+    def slots_of(self, query: Int[Array, "B T"], slots: int) -> tuple[Int[Array, "B T m"], Bool[Array, "B T m"]]:
+        """See `SlotPatternAttention`."""
+        return _slots_of(query, self.options, slots)
+
+    def pattern(self, query: Int[Array, "b T"], slots: int, causal: bool) -> Bool[Array, "b T S"]:
+        """See `SlotPatternAttention`."""
+        block = self.options.block
+        seen = pattern_of_blocks(self.options, -(-slots // block), causal)
+        return jnp.asarray(seen)[query // block][..., np.arange(slots) // block]
 
 
 @functools.lru_cache
@@ -143,7 +120,6 @@ def blocks_seen(
 def _slots_of(
     query: Int[Array, "B T"], pattern: BlockSparseOptions, slots: int
 ) -> tuple[Int[Array, "B T m"], Bool[Array, "B T m"]]:
-    """Where tokens of rows of so many slots look back, and whether each counts."""
     table, counts = (jnp.asarray(x) for x in blocks_seen(pattern, -(-slots // pattern.block), True))
     own, inside = query // pattern.block, jnp.arange(pattern.block)
     keys = (table[own][..., None] * pattern.block + inside).reshape(*query.shape, -1)
@@ -166,15 +142,6 @@ def pattern_of_slots(pattern: BlockSparseOptions, tokens: int, causal: bool) -> 
     blocks = pattern_of_blocks(pattern, -(-tokens // pattern.block), causal)
     slots = blocks.repeat(pattern.block, axis=0).repeat(pattern.block, axis=1)[:tokens, :tokens]
     return np.tril(slots) if causal else slots
-
-
-def _visible(mask: MaskSpec, pattern: BlockSparseOptions, queries: int, keys: int) -> Bool[Array, "b T S"]:
-    seen = pattern_of_blocks(pattern, -(-keys // pattern.block), mask.causal)
-    start = jnp.zeros((1,), jnp.int32) if mask.offset is None else mask.offset
-    own = (start[:, None] + jnp.arange(queries)) // pattern.block
-    near = jnp.asarray(seen)[own][..., np.arange(keys) // pattern.block]
-    allowed = mask.dense(queries, keys)
-    return near if allowed is None else near & allowed[:, 0]
 
 
 def attend_pattern(

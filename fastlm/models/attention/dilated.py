@@ -15,21 +15,16 @@ K kv heads, G query heads per kv head, H head dim.
 """
 
 import dataclasses
-import functools
 import math
-from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.errors import UserError
-from fastlm.models.attention.projections import Attention
+from fastlm.models.attention.slot_pattern import SlotPatternAttention
 from fastlm.models.config import LayerConfig
 from fastlm.ops.attention import softcap
-from fastlm.ops.blocks import blocked, spans, unblocked, weights_by_pair
-from fastlm.ops.cached_patterns import attend_cached
-from fastlm.ops.caches import KVCache
+from fastlm.ops.blocks import blocked, spans, unblocked
 from fastlm.ops.key_major_attention import MASKED
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.softmax import Exact, Softmax
@@ -51,7 +46,7 @@ class DilatedOptions:
             raise UserError(f"dilated: stride must not be negative, got {self.stride}")
 
 
-class DilatedAttention(Attention):
+class DilatedAttention(SlotPatternAttention):
     """See the header."""
 
     @staticmethod
@@ -60,61 +55,30 @@ class DilatedAttention(Attention):
         stride, sides = options.stride or default_stride(cfg.max_length), 1 if cfg.causal else 2
         return min(sides * (stride + length / stride / 2), length / 2 * sides)
 
-    @staticmethod
-    def empty_cache(cfg: LayerConfig, options: DilatedOptions, batch: int, slots: int, dtype: Any) -> KVCache:
-        """Returns room for the keys and values of `slots` tokens."""
-        return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
-
     @property
     def stride(self) -> int:
         """The stride asked for, or the one derived."""
         return self.options.stride or default_stride(self.cfg.max_length)
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        context: Float[Array, "B T D"],
-        *,
-        positions: Int[Array, "B T"],
-        mask: MaskSpec,
-        bias: None = None,
-        cache: KVCache | None = None,
-        rng: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
-        """See `Attention`."""
-        del bias, rng
-        stride = self.stride
-        q, k, v = self.queries_keys_values(x, context, positions)
-        aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
-        options = self.scoring
-        rows = lambda q, k, v: strided(q, k, v, mask.key_segments, stride=stride, causal=mask.causal, **options)
-        if cache is None:
-            y = rows(q, k, v)
-        else:
-            cache = cache.write(k, v, jnp.zeros((x.shape[0],), jnp.int32) if mask.offset is None else mask.offset)
-            k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-            slots_of = functools.partial(_slots_of, stride=stride, slots=k.shape[1])
-            y = attend_cached(q, k, v, mask.offset, slots_of, rows, **options)
-        if "attention" in self.capture:
-            near = _visible(mask, stride, q.shape[1], k.shape[1])
-            aux["attention"] = weights_by_pair(q, k, near, **options)
-        return self.output(y), cache, aux
+    def rows(self, q: Array, k: Array, v: Array, mask: MaskSpec) -> Float[Array, "B T N H"]:
+        """See `SlotPatternAttention`."""
+        return strided(q, k, v, mask.key_segments, stride=self.stride, causal=mask.causal, **self.scoring)
+
+    def slots_of(self, query: Int[Array, "B T"], slots: int) -> tuple[Int[Array, "B T m"], Bool[Array, "B T m"]]:
+        """See `SlotPatternAttention`."""
+        return _slots_of(query, self.stride, slots)
+
+    def pattern(self, query: Int[Array, "b T"], slots: int, causal: bool) -> Bool[Array, "b T S"]:
+        """See `SlotPatternAttention`."""
+        del causal
+        distance = query[..., None] - jnp.arange(slots)
+        return (abs(distance) < self.stride) | (distance % self.stride == 0)
 
 
 def _slots_of(query: Int[Array, "B T"], stride: int, slots: int) -> tuple[Int[Array, "B T m"], Bool[Array, "B T m"]]:
-    """Where tokens of rows of so many slots look back, and whether such slots exist."""
     distances = jnp.concatenate([jnp.arange(min(stride, slots)), jnp.arange(stride, slots, stride)])
     keys = query[..., None] - distances
     return keys, keys >= 0
-
-
-def _visible(mask: MaskSpec, stride: int, queries: int, keys: int) -> Bool[Array, "b T S"]:
-    start = jnp.zeros((1,), jnp.int32) if mask.offset is None else mask.offset
-    distance = start[:, None, None] + jnp.arange(queries)[:, None] - jnp.arange(keys)
-    pattern = (abs(distance) < stride) | (distance % stride == 0)
-    allowed = mask.dense(queries, keys)
-    return pattern if allowed is None else pattern & allowed[:, 0]
 
 
 def strided(

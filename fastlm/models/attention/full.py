@@ -10,7 +10,6 @@ Dims: B batch, T query time, S key time, D embed, N heads, K kv heads, H head di
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fastlm.models.attention.projections import Attention
@@ -52,8 +51,7 @@ class FullAttention(Attention):
         else:
             q, k, v = self.queries_keys_values(x, context, positions)
             if cache is not None:
-                start = jnp.zeros((x.shape[0],), jnp.int32) if mask.offset is None else mask.offset
-                cache = cache.write(k, v, start)
+                cache = cache.write(k, v, mask.start(len(x)))
         if cache is not None:
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
         options = self.scoring

@@ -115,7 +115,7 @@ class LatentAttention(Attention):
         if context is not None:
             rows = self._rows(context, angles)
             if cache is not None:
-                cache = cache.write(rows, jnp.zeros((len(x),), jnp.int32) if mask.offset is None else mask.offset)
+                cache = cache.write(rows, mask.start(len(x)))
         if cache is not None:
             rows = cache.rows.astype(q.dtype)
         rank, rotary = self.options.widths(cfg)

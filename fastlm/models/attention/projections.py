@@ -25,7 +25,10 @@ class NoOptions:
 
 
 class Attention(nn.Module):
-    """Base of the kinds. A kind adds `__call__`, `empty_cache` if it decodes, and `check` if it can be asked too much.
+    """Base of the kinds. A kind adds `__call__`, and `check` if it can be asked too much.
+
+    If it decodes, also `empty_cache(cfg, options, batch, slots, dtype)`, a static method: what one layer remembers
+    before the first token, arrays of zeros that lead with B.
 
     `__call__(x, context, *, positions, mask, bias, cache, rng) -> (y, cache, aux)`, the contract of every kind:
       x [B, T, D] asks; context [B, S, D] is looked at: the same array in self-attention. None, in cross-attention,
@@ -47,11 +50,6 @@ class Attention(nn.Module):
     def check(cfg: LayerConfig, options: Any) -> None:
         """Raises a `UserError` for a layer that this kind cannot be."""
         del cfg, options
-
-    @staticmethod
-    def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> Any:
-        """Returns what one layer remembers before the first token: arrays of zeros that lead with B."""
-        raise NotImplementedError
 
     @staticmethod
     def seen(cfg: LayerConfig, options: Any, length: float) -> float:
