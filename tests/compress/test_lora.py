@@ -114,6 +114,7 @@ def test_patterns_and_numbers_that_cannot_be():
         Lora(rank=0)
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_resumes_exactly_and_leaves_a_plain_model(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *a: 1)
     monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])

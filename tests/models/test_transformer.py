@@ -13,12 +13,13 @@ from fastlm.models import Compute, Model, ModelConfig, abstract
 BASE = ModelConfig(vocab_size=40, max_length=32, layers=2, width=32, heads=4, kv_heads=2)
 VARIANTS = {
     "base": {},
-    "gpt2": {"positions": "learned", "bias": True, "norm": "layer_norm", "feed_forward": "gelu", "kv_heads": 0},
+    "gpt2": {"layers": 1, "positions": "learned", "bias": True, "norm": "layer_norm", "feed_forward": "gelu",
+             "kv_heads": 0},
     "llama": {"norm": "rms_norm", "feed_forward": "swiglu", "tied_embeddings": False},
-    "post_norm_sinusoidal": {"norm_place": "post", "positions": "sinusoidal", "feed_forward": "relu2"},
-    "alibi_capped": {"positions": "alibi", "attention_softcap": 20.0, "logit_softcap": 10.0, "heads": 3, "kv_heads": 1,
-                     "head_dim": 8},
-    "qk_norm_geglu_no_positions": {"qk_norm": True, "feed_forward": "geglu", "positions": "none"},
+    "post_norm_sinusoidal": {"layers": 1, "norm_place": "post", "positions": "sinusoidal", "feed_forward": "relu2"},
+    "alibi_capped": {"layers": 1, "positions": "alibi", "attention_softcap": 20.0, "logit_softcap": 10.0, "heads": 3,
+                     "kv_heads": 1, "head_dim": 8},
+    "qk_norm_geglu_no_positions": {"layers": 1, "qk_norm": True, "feed_forward": "geglu", "positions": "none"},
     "per_layer": {"heads": (4, 2), "kv_heads": (2, 1), "head_dim": (8, 16), "feed_forward_width": (48, 64),
                   "feed_forward": ("gelu", "swiglu")},
 }  # fmt: skip

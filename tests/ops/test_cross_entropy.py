@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores, token_losses
@@ -31,6 +31,7 @@ def whole(params, hidden, targets, mask, z_loss, label_smoothing):
     return jnp.sum(loss * mask)
 
 
+@settings(max_examples=8)  # each compiles
 @given(chunk=st.integers(1, 40), length=st.sampled_from([11, 12]))
 def test_any_chunk_gives_the_whole_loss_and_gradient(chunk, length):
     params, hidden, targets, mask = make(length=length)

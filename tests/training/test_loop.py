@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_behind(train, tmp_path):
 MEMORY = {"model__attention": "transformer_xl(memory=16)", "data__mode": "stream"}
 
 
-@pytest.mark.parametrize("changes", [{}, MEMORY], ids=["packed", "memory"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(MEMORY, marks=pytest.mark.slow)], ids=["packed", "memory"])
 def test_resuming_equals_running_straight_bit_for_bit(train, tmp_path, changes):
     changes = {"training__steps": 9, "training__average_decay": 0.9, "model__dropout": 0.1} | changes
     straight, _ = train("straight", **changes)

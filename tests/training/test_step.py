@@ -71,7 +71,11 @@ def test_accumulation_equals_the_large_batch_with_unequal_masks(pieces):
 
 
 @pytest.mark.parametrize(
-    "axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 2}]
+    "axes",
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 1, "sequence": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_sharded_equals_unsharded(axes, no_mesh):
     sgd = optax.sgd(0.5, momentum=0.9)

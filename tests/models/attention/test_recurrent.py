@@ -37,7 +37,10 @@ def test_options_that_cannot_be_are_named(spec, message):
         kinds.options(spec)
 
 
-@pytest.mark.parametrize("spec, name", [("gated_linear(rank=3)", "decay_bias"), ("gated_delta", "decay_log")])
+@pytest.mark.parametrize(
+    "spec, name",
+    [("gated_linear(rank=3)", "decay_bias"), pytest.param("gated_delta", "decay_log", marks=pytest.mark.slow)],
+)
 def test_gates_that_are_open_or_shut_stay_finite(spec, name):
     case = CHOSEN[spec]
     cfg, params = bench.layer(case, True), bench.params_of(case)
