@@ -6,8 +6,8 @@
 One attention sublayer (projections included), width 256, 4 heads of 64, one row of T = 256 ... 16,384 tokens, causal
 (kinds that cannot be are measured without), float32 or bfloat16. Full attention stands there as
 fastlm runs it (the fastest exact form), as a T x T matrix up to 4,096 (with a gradient by hand, `key_major`, and as
-Long Range Arena had it, einsums and a softmax, `plain`; Transformer-XL, which makes a matrix too, ends at 8,192), and
-as PyTorch's `scaled_dot_product_attention`, with its sliding window beside it, a band in a T x T mask.
+Long Range Arena had it, einsums and a softmax, `plain`), and as PyTorch's `scaled_dot_product_attention`, with its
+sliding window beside it, a band in a T x T mask.
 Time is the median over turns, all variants in alternation. Memory of ours is what the compiled program asks for beside
 its arguments (XLA's own account); of PyTorch what the process grew by. A decoding step reads one token behind T - 1.
 Exponents are fitted to the lengths from 1,024 on; the crossover is the length from which on a kind stays faster than
@@ -32,11 +32,7 @@ PASSES = ("forward", "training", "decoding")
 FULL, MATRIX, PLAIN = "full", "full, as a matrix", "full, plainly"
 FORMS = {MATRIX: "key_major", PLAIN: "plain"}  # of full attention
 TORCH = ("torch full", "torch window")
-UP_TO = {
-    MATRIX: 4096,
-    PLAIN: 4096,
-    "transformer_xl": 8192,
-}  # whose T x T arrays would fill the memory of a small machine
+UP_TO = {MATRIX: 4096, PLAIN: 4096}  # whose T x T arrays would fill the memory of a small machine
 SECONDS = 0.15  # at least so long a turn
 
 

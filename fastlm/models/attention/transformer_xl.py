@@ -4,13 +4,14 @@
 
 With `data.mode = "stream"` rows go on from batch to batch, and what was computed of the last tokens is carried along
 (and checkpointed): a model reads documents far longer than its rows, in training, evaluation and decoding alike.
-Cost: time and memory O(T (T + M)), M the memory. Decoding keeps M tokens, whatever T is.
+Cost: time O(T (T + M)), M the memory; long rows go in blocks of queries, so that memory is O(T + M) a block. Decoding
+keeps M tokens, whatever T is.
 Paper: arXiv 1901.02860. As there, memories are hidden states that today's weights turn into keys and values, and no
 gradient flows into them; decoding, whose weights stand still, keeps the keys and values beside them.
 The kind brings positions of its own, so rotary angles, where other layers have them, do not rotate here.
 Left out: clamped distances, one memory length for training and another for evaluation.
 
-Dims: B batch, T time, M memory, S = M + T, D embed, N heads, K kv heads, H head dim, L distances.
+Dims: B batch, T time, M memory, S = M + T, b queries of a block, D embed, N heads, K kv heads, H head dim, L distances.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -29,6 +31,10 @@ from fastlm.models.weights import normal, weight
 from fastlm.ops import attention
 from fastlm.ops.caches import WindowCache
 from fastlm.ops.masks import MaskSpec
+
+WHOLE = 512  # tokens up to which a row goes at once
+BLOCK = 128  # queries of a block otherwise
+PARTS = 2  # of a causal row in blocks; each leaves out the keys behind it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +113,16 @@ class TransformerXLAttention(Attention):
             weight(self, name, (cfg.heads, cfg.head_dim), ("heads", None)).astype(q.dtype)
             for name in ("content_bias", "position_bias")
         )
-        by_distance = self._by_distance(q + w, past, mask.causal) * cfg.attention_scale
         options = {"scale": cfg.attention_scale, "softmax": self.softmax}
+        block = q.shape[1] if q.shape[1] <= WHOLE else BLOCK
+        filling = -q.shape[1] % block
+        r = self._distances(past, filling, q.shape[1], mask.causal)
         form = self.compute.attention_form
-        y = attention.dot_product_attention(q + u, k, v, mask, by_distance, form=form, **options)
+        y = attend_in_blocks(q + u, q + w, k, v, r, mask, past=past, block=block, form=form, **options)
         aux: dict[str, Any] = {}
         if "attention" in self.capture:
-            aux["attention"] = attention.attention_probabilities(q + u, k, mask, by_distance, **options)
+            bias = by_distance(q + w, r[filling:], k.shape[1], mask.causal) * cfg.attention_scale
+            aux["attention"] = attention.attention_probabilities(q + u, k, mask, bias, **options)
         if "qkv" in self.capture:
             aux["qkv"] = (q, k, v)
         return self.output(y), cache, aux
@@ -135,19 +144,89 @@ class TransformerXLAttention(Attention):
         cfg = self.cfg
         return self.heads(x, "k", cfg.kv_heads, "kv_heads", None), self.project(x, "v", cfg.kv_heads, "kv_heads")
 
-    def _by_distance(self, q: Float[Array, "B T N H"], past: int, causal: bool) -> Float[Array, "B N T S"]:
-        """Returns q_i . r(i - j) for keys that begin `past` tokens before the first query."""
-        cfg, queries = self.cfg, q.shape[1]
-        keys = past + queries
-        farthest_first = jnp.arange(keys - 1, -1 if causal else -queries, -1)
+    def _distances(self, past: int, filling: int, queries: int, causal: bool) -> Float[Array, "L N H"]:
+        """Returns r(d), the farthest first: `past` keys before a row of `queries`, and `filling` more queries."""
+        cfg = self.cfg
+        farthest_first = jnp.arange(past + queries + filling - 1, -1 if causal else -queries, -1)
         shape = (cfg.width, cfg.heads * cfg.head_dim)
         table = weight(self, "distance", shape, ("embed", "heads"), normal(cfg.init_scale))
         waves = position_encodings.sinusoidal(farthest_first[None], cfg.width)[0]
-        r = (waves @ table).reshape(-1, cfg.heads, cfg.head_dim).astype(q.dtype)
-        by_distance = jnp.einsum("BTNH,LNH->BNTL", q, r, preferred_element_type=jnp.float32)
-        if causal:  # what lies ahead is hidden: whatever stands there
-            by_distance = jnp.pad(by_distance, ((0, 0),) * 3 + ((0, queries - 1),))
-        return shifted(by_distance, keys)
+        return (waves @ table).reshape(-1, cfg.heads, cfg.head_dim)
+
+
+def attend_in_blocks(
+    content: Float[Array, "B T N H"],
+    position: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    r: Float[Array, "L N H"],
+    mask: MaskSpec,
+    *,
+    past: int,
+    block: int,
+    scale: float,
+    **options: Any,
+) -> Float[Array, "B T N H"]:
+    """Returns attention with the scores of the header, block by block of queries; the backward pass scores again.
+
+    Args:
+      content, position: queries for keys and for distances.
+      r: of each distance, the farthest first: that of the first key to the last query, rows filled up to whole blocks.
+      past: keys before the first query.
+      block: queries of a block, which decides over time and memory, not over the result.
+    """
+    queries = content.shape[1]
+    count = -(-queries // block)
+    if not mask.causal or count <= PARTS:
+        return _attend_part(content, position, k, v, r, mask, past, block, scale, options)
+    size, filled, parts = -(-count // PARTS) * block, count * block, []
+    for first in range(0, queries, size):
+        last = min(first + size, queries)
+        own, keys = slice(first, last), slice(past + last)
+        segments = (None, None)
+        if mask.query_segments is not None:
+            segments = mask.query_segments[:, own], mask.key_segments[:, keys]
+        here = MaskSpec(True, *segments, mask.start(1) + first)
+        near = r[filled - min(first + size, filled) :]
+        arrays = content[:, own], position[:, own], k[:, keys], v[:, keys], near
+        parts.append(_attend_part(*arrays, here, past + first, block, scale, options))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _attend_part(content, position, k, v, r, mask, past, block, scale, options) -> Float[Array, "B T N H"]:
+    queries, keys = content.shape[1], k.shape[1]
+    count = -(-queries // block)
+    if mask.causal:  # what lies ahead is hidden: whatever stands there
+        r = jnp.pad(r, ((0, (count - 1) * block), (0, 0), (0, 0)))
+    filled = lambda x: jnp.pad(x, [(0, 0), (0, count * block - queries)] + [(0, 0)] * (x.ndim - 2))
+    content, position = filled(content), filled(position)
+    segments = None if mask.query_segments is None else filled(mask.query_segments)
+
+    def attend(i):
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, i * block, block, 1)
+        here = mask
+        if queries != block:
+            own = None if segments is None else cut(segments)
+            here = MaskSpec(mask.causal, own, mask.key_segments, mask.start(1) + i * block)
+        size = keys + (count * block - queries if mask.causal else block - 1)
+        near = jax.lax.dynamic_slice_in_dim(r, (count - 1 - i) * block, size, 0)
+        bias = by_distance(cut(position), near, keys, mask.causal) * scale
+        return attention.dot_product_attention(cut(content), k, v, here, bias, scale=scale, **options)
+
+    if queries == block:
+        return attend(0)
+    y = jax.lax.map(jax.checkpoint(attend), jnp.arange(count))
+    return jnp.moveaxis(y, 0, 1).reshape(content.shape[0], count * block, *y.shape[3:])[:, :queries]
+
+
+def by_distance(
+    q: Float[Array, "B T N H"], r: Float[Array, "L N H"], keys: int, causal: bool
+) -> Float[Array, "B N T S"]:
+    """Returns q_i . r(distance of key j); the first of `r` is that of the first key to the last query."""
+    scores = jnp.einsum("BTNH,LNH->BNTL", q, r.astype(q.dtype), preferred_element_type=jnp.float32)
+    if causal:
+        scores = jnp.pad(scores, ((0, 0),) * 3 + ((0, q.shape[1] - 1),))
+    return shifted(scores, keys)
 
 
 def shifted(by_distance: Float[Array, "B N T L"], keys: int) -> Float[Array, "B N T S"]:
