@@ -7,7 +7,9 @@
 Notable: inside a chunk of c tokens this is a masked product of size c x c, between chunks only the state [P, H] passes
 on, so T tokens cost O(T (c + P) H) and no step runs token by token. Where documents begin, what comes before is
 masked away instead of multiplied by zero decay, whose logarithm would be infinite. Sums over one axis of a chunk
-are products with ones, also in the gradients: as reductions they took XLA:CPU six times as long.
+are products with ones, also in the gradients: as reductions they took XLA:CPU six times as long. Where a chunk leaves
+much behind for the backward pass, long rows go in pieces that are computed again there, which also is the faster way
+(their arrays stay in the cache).
 Papers: linear attention arXiv 2006.16236; chunks with decay: RetNet 2307.08621, GLA 2312.06635, Mamba-2 2405.21060;
 delta rule in chunks: DeltaNet 2406.06484, Gated DeltaNet 2412.06464.
 
@@ -16,6 +18,7 @@ Dims: B batch, N heads, T time, C chunks, c tokens of a chunk, P width of keys, 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -31,6 +34,9 @@ GATED_CHUNK = 32
 LEAST_LOG_DECAY = -64 / (GATED_CHUNK // 2)
 EXACT = jax.lax.Precision.HIGHEST  # of sums as products and of what adds up over chunks: matrix units round to bfloat16
 BLOCK = 8  # where `unit_lower_inverse` begins
+PIECE = 1024  # tokens of long rows that are read at a time, see `in_pieces`
+
+Recurrence = Callable[..., tuple[Array, Array]]  # from arrays [B, N, T, ...], starts [B, T] and a state to (y, state)
 
 
 @flax.struct.dataclass
@@ -160,6 +166,31 @@ def linear_recurrence(
     return _joined(inside + carried, length), last
 
 
+def in_pieces(recurrence: Recurrence) -> Recurrence:
+    """Returns the recurrence with rows longer than `PIECE` read piece by piece, computed again for their gradients."""
+
+    @functools.wraps(recurrence)
+    def read(*arrays: Array, **options: Any) -> tuple[Array, Array]:
+        *arrays, starts, state = arrays
+        length = arrays[0].shape[2]
+        if length <= PIECE:
+            return recurrence(*arrays, starts, state, **options)
+        cut = lambda x: jnp.moveaxis(chunked(x, PIECE), 2, 0)
+        pieces = [cut(x) for x in arrays]
+
+        @jax.checkpoint
+        def step(state, piece):
+            arrays, starts = piece
+            y, state = recurrence(*arrays, starts[:, 0], state, **options)
+            return state, y
+
+        last, y = jax.lax.scan(step, state.astype(jnp.float32), (pieces, cut(starts[:, None])))
+        return _joined(jnp.moveaxis(y, 0, 2), length), last
+
+    return read
+
+
+@in_pieces
 @jax.jit
 def gated_recurrence(
     q: Float[Array, "B N T P"],
@@ -196,6 +227,7 @@ def gated_recurrence(
     return _joined(inside + carried, length), final
 
 
+@in_pieces
 @functools.partial(jax.jit, static_argnames="chunk")
 def delta_recurrence(
     q: Float[Array, "B N T P"],
@@ -347,9 +379,7 @@ def spread(x: Float[Array, "... 1 P"], size: int) -> Float[Array, "... c P"]:
     return jnp.einsum("c,...P->...cP", jnp.ones(size), x[..., 0, :], precision=EXACT)
 
 
-def both_ways(
-    recurrence: Callable[..., tuple[Array, Array]], arrays: tuple[Array, ...], starts: Bool[Array, "b T"]
-) -> Float[Array, "B N T H"]:
+def both_ways(recurrence: Recurrence, arrays: tuple[Array, ...], starts: Bool[Array, "b T"]) -> Float[Array, "B N T H"]:
     """Returns a recurrence of which the first half of the heads reads forwards and the second half backwards.
 
     Args:

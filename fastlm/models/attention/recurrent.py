@@ -6,7 +6,6 @@ The heads' results are normalized, as their size grows with what the state holds
 Dims: B batch, T time, D embed, N heads, P width of keys, H head dim.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -19,9 +18,7 @@ from fastlm.models.config import LayerConfig
 from fastlm.models.norms import Norm
 from fastlm.ops.activations import swiglu
 from fastlm.ops.masks import MaskSpec
-from fastlm.ops.recurrence import both_ways
-
-Recurrence = Callable[..., tuple[Array, Array]]  # (q, k, v, ..., starts, state) -> (y, state)
+from fastlm.ops.recurrence import Recurrence, both_ways
 
 
 @flax.struct.dataclass
