@@ -6,6 +6,9 @@ hand-written gradient and any softmax; what is masked away inside a block is the
 Dims: B batch, T time, C blocks, b tokens of a block, m keys that a block sees, N heads, K kv heads, H head dim.
 """
 
+from collections.abc import Callable, Sequence
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -34,6 +37,25 @@ def spans(blocks: Array, count: int, width: int) -> Array:
     missing = max(count + width - 1 - blocks.shape[1], 0)
     blocks = jnp.pad(blocks, [(0, 0), (0, missing)] + [(0, 0)] * (blocks.ndim - 2))
     return jnp.concatenate([blocks[:, i : i + count] for i in range(width)], axis=2)
+
+
+def in_groups(
+    attend: Callable[..., Array], by_row: Sequence[Array], shared: Sequence[Array], size: int
+) -> Float[Array, "B C b N H"]:
+    """Returns `attend(*by_row, *shared)` of `size` blocks at a time, computed again in the backward pass.
+
+    Args:
+      by_row: arrays [B, C, ...].
+      shared: arrays [C, ...].
+    """
+    count = by_row[0].shape[1]
+    if count <= size:
+        return attend(*by_row, *shared)
+    filled = lambda x, axis: jnp.pad(x, [(0, -count % size if a == axis else 0) for a in range(x.ndim)])
+    groups = [jnp.moveaxis(filled(x, 1).reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0) for x in by_row]
+    groups += [filled(x, 0).reshape(-1, size, *x.shape[1:]) for x in map(jnp.asarray, shared)]
+    y = jax.lax.map(jax.checkpoint(lambda group: attend(*group)), groups)
+    return jnp.moveaxis(y, 0, 1).reshape(y.shape[1], -1, *y.shape[3:])[:, :count]
 
 
 def attend_blocks(

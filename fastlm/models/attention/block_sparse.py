@@ -9,8 +9,9 @@ the first document, and the others do not see them.
 Notable: the draw of query block i depends on `seed` and i alone (in an encoder also on the count of blocks), and is
 made while tracing, so a pattern is a constant and decoding repeats that of whole rows, however long they are. All
 heads share it; layers get different ones by a pattern of layers whose seeds differ.
-Cost: time and memory O(T block (window + global_blocks + random)), of an encoder's global queries also
-O(T block global_blocks). Decoding keeps all keys and values, and a step gathers the blocks it needs.
+Cost: time O(T block (window + global_blocks + random)), of an encoder's global queries also O(T block global_blocks).
+Memory the same, on a CPU that of a few blocks of queries: their copies of keys then stay in the cache, which takes
+0.6x the time. Decoding keeps all keys and values, and a step gathers the blocks it needs.
 Papers: BigBird arXiv 2007.14062; Longformer 2004.05150 (random = 0).
 Left out: projections of their own for global tokens (Longformer), and tokens added in front as global ones (BigBird's
 ETC form): the first blocks of the row serve.
@@ -32,8 +33,11 @@ from fastlm.errors import UserError
 from fastlm.models.attention.slot_pattern import SlotPatternAttention
 from fastlm.models.config import LayerConfig
 from fastlm.ops import attention
-from fastlm.ops.blocks import attend_blocks, blocked, unblocked
+from fastlm.ops.blocks import attend_blocks, blocked, in_groups, unblocked
 from fastlm.ops.masks import MaskSpec
+from fastlm.parallel.platforms import target_platform
+
+GROUP = 4  # blocks of queries that a CPU takes at a time, of all rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,16 +184,22 @@ def _attend_table(q, k, v, segments, skipped, pattern, causal, options) -> Float
     block = min(pattern.block, q.shape[1])
     own = blocked(segments, block)
     first, count = skipped // block, own.shape[1]
-    table, counts = (x[first:] for x in blocks_seen(pattern, count, causal))
-    gathered = lambda x: (
-        x.at[:, table].get(mode="promise_in_bounds").reshape(x.shape[0], *table.shape[:1], -1, *x.shape[3:])
-    )
-    other = gathered(own)
-    visible = jnp.repeat(counts, block, axis=1)[:, None] & (own[:, first:, :, None] == other[:, :, None])
-    visible &= (other != 0)[:, :, None]
-    if causal:
-        slots = np.arange(count * block, dtype=np.int32).reshape(count, block)
-        visible &= slots[table].reshape(len(table), 1, -1) <= slots[first:, :, None]
-    return attend_blocks(
-        blocked(q, block)[:, first:], gathered(blocked(k, block)), gathered(blocked(v, block)), visible, **options
-    )
+    k, v = blocked(k, block), blocked(v, block)
+
+    def attend(q, mine, table, counts, numbers):
+        gathered = lambda x: (
+            x.at[:, table].get(mode="promise_in_bounds").reshape(x.shape[0], *table.shape[:1], -1, *x.shape[3:])
+        )
+        other = gathered(own)
+        visible = jnp.repeat(counts, block, axis=1)[:, None] & (mine[..., None] == other[:, :, None])
+        visible &= (other != 0)[:, :, None]
+        if causal:
+            slots = lambda blocks: (blocks[..., None] * block + np.arange(block)).reshape(len(table), -1)
+            visible &= slots(table)[:, None] <= slots(numbers)[..., None]
+        return attend_blocks(q, gathered(k), gathered(v), visible, **options)
+
+    q, mine = blocked(q, block)[:, first:], own[:, first:]
+    arrays = (*(x[first:] for x in blocks_seen(pattern, count, causal)), np.arange(first, count))
+    if target_platform() != "cpu":
+        return attend(q, mine, *arrays)
+    return in_groups(attend, (q, mine), arrays, max(1, GROUP // q.shape[0]))
