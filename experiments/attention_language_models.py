@@ -13,6 +13,7 @@ minutes: about an hour on two quiet cores.
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def arguments(name: str, length: int, seed: int, width: int) -> tuple[str, ...]:
     return (
         *("--config", CONFIG, f"--config.seed={seed}", f"--config.model.attention={attention}"),
         *(f"--config.model.feed_forward_width={width}", f"--config.data.length={length}"),
-        *(f"--config.data.batch_size={rows}", f"--config.training.accumulation={min(4, rows)}"),
+        *(f"--config.data.batch_size={rows}", f"--config.training.accumulation={math.gcd(4, rows)}"),
         *(f"--config.model.max_length={max(2 * length, 512)}", f"--config.evaluation.overlap={length // 2}"),
         *(f"--config.data.mode={'stream' if stream else 'packed'}", "--config.logging.every=5"),
         *("--config.checkpoint.every=100", "--config.sample.prompts=()"),
@@ -150,6 +151,7 @@ def main() -> None:
     for name in FLAGS.models:
         if name not in MODELS:
             raise UserError(f"--models: unknown '{name}'{nearest(name, MODELS) or '; one of: ' + ', '.join(MODELS)}")
+    seeds = [runs.seed(text) for text in FLAGS.seeds]
     settings: dict[str, Any] = {"length": FLAGS.length, "minutes": FLAGS.minutes}
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / "settings.json", settings)
@@ -157,7 +159,7 @@ def main() -> None:
     for name, width in widths.items():  # all of them first, before anything makes the machine warm or full
         print(f"{name}: {measure_step(name, FLAGS.length, width, folder):.3f} s/step", flush=True)
     results = read(folder / "results.jsonl")
-    for seed in map(int, FLAGS.seeds):
+    for seed in seeds:
         for name in FLAGS.models:
             if (name, seed) in results:
                 continue

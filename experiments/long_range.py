@@ -268,15 +268,9 @@ def main() -> None:
     """Reads the flags, runs, and prints the table."""
     signal.signal(signal.SIGTERM, _stop)
     kinds = split_kinds(FLAGS.kinds) or bidirectional()
-    seeds = [_seed(text) for text in FLAGS.seeds]
+    seeds = [runs.seed(text) for text in FLAGS.seeds]
     folder = Path(FLAGS.folder)
     print(run_all(plan(FLAGS.tasks, kinds, seeds, folder, FLAGS.size, command_line.overrides()), folder))
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"--seeds: '{text}' is no whole number")
-    return int(text)
 
 
 def _stop(*_: Any) -> None:
@@ -285,4 +279,4 @@ def _stop(*_: Any) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    command_line.main(main)
+    command_line.main(main, overridable=True)

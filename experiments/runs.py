@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastlm.errors import UserError
+
 TRAINER = ("-m", "fastlm.train")
 
 
@@ -44,6 +46,17 @@ def train(arguments: Sequence[str], workdir: Path) -> Outcome | None:
     metrics = json.loads(result.read_text())["metrics"]
     memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return Outcome(metrics, median_step(workdir / "metrics.jsonl"), memory)
+
+
+def seed(text: str) -> int:
+    """Returns one of `--seeds`.
+
+    Raises:
+      UserError: not a whole number.
+    """
+    if not text.isdecimal():
+        raise UserError(f"--seeds: '{text}' is no whole number")
+    return int(text)
 
 
 def log_of(workdir: Path) -> Path:

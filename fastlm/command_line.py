@@ -35,12 +35,18 @@ from fastlm.tasks import KINDS
 PREFIX = "--config."
 
 
-def main(entry: Callable[[], None]) -> None:
-    """Parses flags and runs `entry`; a `UserError` ends as one line and status 2, Ctrl-C as status 130."""
+def main(entry: Callable[[], None], *, overridable: bool = False) -> None:
+    """Parses flags and runs `entry`; a `UserError` ends as one line and status 2, Ctrl-C as status 130.
+
+    Args:
+      overridable: whether `entry` reads a config and applies `overrides()`; elsewhere they are refused.
+    """
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise UserError(f"unexpected argument '{argv[1]}'; flags start with --, overrides with {PREFIX}")
+            raise UserError(f"unexpected argument '{argv[1]}'; flags start with --")
+        if _OVERRIDES and not overridable:
+            raise UserError(f"{PREFIX}{_OVERRIDES[0].partition('=')[0]}: this command reads no config to override")
         setup()
         entry()
 

@@ -102,4 +102,4 @@ def _scores(metrics: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    command_line.main(main)
+    command_line.main(main, overridable=True)

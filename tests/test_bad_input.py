@@ -230,6 +230,12 @@ def test_command_lines_that_cannot_work(arguments, message):
     refuses(message, "train", *arguments)
 
 
+def test_overrides_of_a_command_that_reads_no_config():
+    refuses(
+        "--config.data.split: this command reads no config", "evaluate", "--workdir", "x", "--config.data.split=test"
+    )
+
+
 def test_a_public_data_set_that_is_not_here_is_an_error_at_once(config_file, tmp_path):
     start = time.monotonic()
     override = "--config.data.sources=(('c4/en', 1.0),)"

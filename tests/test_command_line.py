@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import base
+from experiments import long_range
 from fastlm import command_line
 from fastlm.compress.lora import Lora
 from fastlm.data import settings as data_settings
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
-from fastlm.models import Compute, ModelConfig
+from fastlm.models import Compute, Model, ModelConfig
 from fastlm.parallel import mesh
 from fastlm.tasks import KINDS, make_kind
 from fastlm.tasks.language_modeling import LanguageModeling
@@ -184,6 +185,15 @@ def test_sizes_of_the_paper_are_larger(path):
         assert not config["data"]["buckets"] or config["data"]["buckets"][-1] == config["data"]["length"]
     tokens = [c["training"]["steps"] * c["data"]["batch_size"] * c["data"]["length"] for c in (small, paper)]
     assert tokens[0] < tokens[1]
+
+
+@pytest.mark.parametrize("task", long_range.TASKS)
+def test_long_range_models_take_every_kind_that_their_runner_gives_them(task):
+    for size in ("", ":paper"):
+        config = command_line.load_config(f"{long_range.CONFIGS / task}.py{size}", [])
+        for kind in long_range.bidirectional():
+            changes = {"vocab_size": 258, "classes": 2, "attention": long_range.SPECS.get(kind, kind)}
+            Model(ModelConfig(**config["model"] | changes))
 
 
 def start_of(source, tmp_path):

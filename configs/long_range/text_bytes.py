@@ -14,7 +14,7 @@ from configs.long_range import list_ops
 def get_config(size="small"):
     config = list_ops.get_config()
     config.task.label = "era"
-    config.model.update(pooling="mean", positions="rotary", layers=2, width=64, heads=1, max_length=4002)
+    config.model.update(pooling="mean", positions="rotary", layers=2, width=64, heads=2, max_length=4002)
     config.data.update(sources=(("text_bytes", 1.0),), length=4002, buckets=(2002, 3002, 4002), batch_size=8)
     config.training.steps = 400
     config.evaluation.update(every=200, batches=0)

@@ -219,4 +219,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    command_line.main(main)
+    command_line.main(main, overridable=True)

@@ -38,7 +38,7 @@ class Lora:
 
     rank: int = 8
     alpha: float = 16.0
-    paths: tuple[str, ...] = ("(cross_)?attention/(q|k|v|out)", "feed_forward/(up|gate|down)")
+    paths: tuple[str, ...] = ("(cross_)?attention/(q|k|qk|v|out)", "feed_forward/(up|gate|down)")
     train: tuple[str, ...] = ("head", "pooler")
 
     def __post_init__(self) -> None:

@@ -26,9 +26,12 @@ from jaxtyping import Array, Bool, Float
 
 from fastlm.errors import UserError
 from fastlm.models import Model
+from fastlm.models import attention as attention_kinds
+from fastlm.ops.softmax import calibrated
 from fastlm.parallel.rules import constrain
 
 MOST_BYTES = 2**30  # of the weights of all layers, which are in memory together
+LOST = 1e-3  # share of a query's weight that a calibrated threshold may drop
 TOLERANCE = 0.02  # of a sum of weights that counts as 1: bfloat16 rounds
 
 
@@ -84,6 +87,15 @@ class AttentionMap:
     def first_token(self) -> Float[np.ndarray, "N"]:
         """From 0 to 1."""
         return first_token(self.weights)
+
+    @functools.cached_property
+    def threshold_margin(self) -> float | None:
+        """The margin at which the softmax `threshold` drops at most `LOST` of any query's weight; None without one."""
+        looks = self.weights[np.sum(self.weights, axis=-1) > 0]
+        if not attention_kinds.kind(self.kind).softmax or not self.sums_to_one or not len(looks):
+            return None
+        with np.errstate(divide="ignore"):
+            return calibrated(np.log(looks), LOST).margin
 
     @property
     def most_entropy(self) -> float:

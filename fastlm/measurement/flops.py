@@ -10,7 +10,6 @@ Left out: norms, softmax, activations, rotary; padding and packed documents, whi
 attention term.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -42,9 +41,9 @@ def forward_flops(cfg: ModelConfig, rows: int, length: int, source_length: int =
         total += 2 * tokens * layer_entries(layer) + attention_flops(layer, tokens, keys_seen(layer, length))
         if layer.cross:
             keys = 2 * layer.width * layer.kv_heads * layer.head_dim
-            cross = attention_entries(dataclasses.replace(layer, rotary=False, causal=False), "cross_attention")
+            cross = attention_entries(layer.across, "cross_attention")
             total += 2 * tokens * (cross - keys) + 2 * source * keys
-            total += attention_flops(layer, tokens, source_length)
+            total += attention_flops(layer, tokens, keys_seen(layer.across, source_length, "cross_attention"))
     return total + 2 * (rows if cfg.head == "sequence" else tokens) * head_entries(cfg)
 
 
@@ -53,10 +52,10 @@ def attention_flops(layer: LayerConfig, queries: float, seen: float) -> float:
     return 4 * queries * seen * layer.heads * layer.head_dim
 
 
-def keys_seen(layer: LayerConfig, length: int) -> float:
-    """Returns how many keys a token is compared with on average, in self-attention of this layer's kind."""
-    module = attention_kinds.kind(layer.attention).module
-    return module.seen(layer, attention_kinds.options(layer.attention), length)
+def keys_seen(layer: LayerConfig, length: int, key: str = "attention") -> float:
+    """Returns how many of `length` keys a token is compared with on average, in this layer's kind of attention."""
+    spec = getattr(layer, key)
+    return attention_kinds.kind(spec, key).module.seen(layer, attention_kinds.options(spec, key), length)
 
 
 @functools.lru_cache(maxsize=256)

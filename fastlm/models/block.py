@@ -3,7 +3,6 @@
 Dims: B batch, T time, S source time, D embed.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -64,10 +63,8 @@ class Block(nn.Module):
         if cfg.cross:
             h = self._before("cross_attention_norm", x)
             source = None if memory is None else memory.astype(self.compute.jnp_dtype)
-            # Words and their source have no common order for rotary angles to measure.
-            cross = dataclasses.replace(cfg, rotary=False)
             key = "cross_attention"
-            look = attention_kinds.make(cfg.cross_attention, cross, self.compute, self.capture, key=key, name=key)
+            look = attention_kinds.make(cfg.cross_attention, cfg.across, self.compute, self.capture, key=key, name=key)
             h, other, cross_aux = look(h, source, positions=positions, mask=memory_mask, cache=other, rng=keys[4])
             aux |= {f"cross_{name}": value for name, value in cross_aux.items()}
             x = self._after("cross_attention_norm", x, h, keys[3])

@@ -62,6 +62,14 @@ class LayerConfig:
     init_scale: float
     residual_init_scale: float
 
+    @property
+    def across(self) -> "LayerConfig":
+        """The layer as its cross-attention sees it.
+
+        Words and their source have no common order: nothing is hidden, and no rotary angle measures between them.
+        """
+        return dataclasses.replace(self, rotary=False, causal=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -192,10 +192,12 @@ class Model:
 
         Raises:
           UserError: a capture that does not exist, packed rows for a kind that cannot keep them apart, or segments
-            and a cache for one that cannot carry it on.
+            and a cache for one that cannot carry it on; rows of no token; a cache that is full, where its lengths are
+            known (outside jit).
           ValueError: a decoder without anything encoded.
         """
         cfg, capture = self.cfg, self._captures(capture)
+        _check_room(cfg, cache if segment_ids is None else None, tokens.shape[1])
         if segment_ids is not None and (packed or cache is not None):
             for i in cfg.stack:
                 needs = ["carry"] if cache is not None and str(i) in cache.layers else []
@@ -236,7 +238,7 @@ class Model:
         for i in self.cfg.stack:
             layer = self.cfg.layer(i)
             own = attention_kinds.empty_cache(layer.attention, layer, batch, slots, dtype)
-            source = (layer, batch, source_slots, dtype)
+            source = (layer.across, batch, source_slots, dtype)
             layers[str(i)] = (
                 (own, attention_kinds.empty_cache(layer.cross_attention, *source, key="cross_attention"))
                 if layer.cross
@@ -357,6 +359,22 @@ class Model:
             head = self._vocabulary().init(rng, x, table).get("params", {})
             params |= {"head": head} if head else {}
         return params
+
+
+def _check_room(cfg: ModelConfig, cache: Cache | None, tokens: int) -> None:
+    """Refuses rows without a token, and more tokens than a cache by slot has room for, as far as that is known."""
+    if not tokens:
+        raise UserError("rows of 0 tokens; a model reads at least one")
+    kinds = () if cache is None else (attention_kinds.kind(cfg.layer(i).attention) for i in cfg.stack)
+    if all(kind.carry for kind in kinds):
+        return
+    known = not isinstance(cache.length, jax.core.Tracer) and cache.length.size > 0
+    past = int(jnp.max(cache.length)) if known else 0
+    if past + tokens > cache.slots:
+        raise UserError(
+            f"a cache of {cache.slots} slots cannot hold {past + tokens} tokens ({past} and {tokens} more); "
+            "make it longer with empty_cache"
+        )
 
 
 def _places(

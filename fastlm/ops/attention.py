@@ -77,7 +77,7 @@ def fused(
     del cap, softmax
     width = v.shape[-1]
     v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - width)])  # it wants values as wide as keys
-    flash = target_platform() == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    flash = target_platform() == "gpu" and cudnn_fits(q.shape, k.shape, q.dtype)
     needs_matrix = mask.query_segments is not None or mask.offset is not None
     visible = mask.dense(q.shape[1], k.shape[1]) if needs_matrix else None
     causal = mask.causal and visible is None
@@ -85,6 +85,12 @@ def fused(
         q, k, v, bias, visible, scale=scale, is_causal=causal, implementation="cudnn" if flash else "xla"
     )
     return y[..., :width]
+
+
+def cudnn_fits(q_shape: tuple, k_shape: tuple, dtype: Any) -> bool:
+    """Whether cuDNN's flash attention takes these; with a mask or a bias it trains on even lengths only."""
+    narrow = q_shape[-1] % 8 == 0 and q_shape[-1] <= 128
+    return jnp.dtype(dtype).itemsize == 2 and narrow and q_shape[1] % 2 == 0 and k_shape[1] % 2 == 0
 
 
 def splash(

@@ -141,8 +141,11 @@ def make(spec: str) -> Softmax:
 
 
 def calibrated(scores: Float[Array, "... S"], mass: float) -> Threshold:
-    """Returns the threshold with the least margin at which no row of `scores` loses more than `mass`."""
-    ordered = jnp.sort(scores.astype(jnp.float32), axis=-1, descending=True)
+    """Returns the threshold with the least margin at which no row of `scores` loses more than `mass`.
+
+    Logarithms of probabilities serve as scores: what all of a row have in common does not count.
+    """
+    ordered = jnp.sort(jnp.asarray(scores, jnp.float32), axis=-1, descending=True)
     kept = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
     # A row has to keep everything up to the first score at which what follows is at most `mass`.
     last = jnp.argmax(kept >= 1 - mass, axis=-1)[..., None]

@@ -105,6 +105,7 @@ def _numbers(one: AttentionMap) -> dict[str, Any]:
         "distance": None if one.distance is None else _plain(one.distance),
         "first_token": _plain(one.first_token),
         "most_entropy": round(one.most_entropy, 6),
+        "threshold_margin": one.threshold_margin,
     }
 
 

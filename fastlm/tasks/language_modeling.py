@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fastlm.data.settings import Data
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
+from fastlm.models import attention as attention_kinds
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.tasks.kind import TextKind
 from fastlm.tasks.task import Task, of_model
@@ -40,6 +42,17 @@ class LanguageModeling(TextKind):
                 f"config.task: z_loss must not be negative (got {self.z_loss}), label_smoothing must lie in [0, 1) "
                 f"(got {self.label_smoothing})"
             )
+
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Refuses learned positions where documents go on from row to row, and so beyond any table."""
+        cfg = super().fit(cfg, tokenizer, data)
+        goes_on = any(attention_kinds.kind(cfg.layer(i).attention).carry for i in cfg.stack)
+        if data.mode == "stream" and cfg.positions == "learned" and goes_on:
+            raise UserError(
+                "config.data.mode: in a 'stream' positions count on from row to row, beyond any table of learned ones; "
+                "set model.positions to 'rotary', 'sinusoidal' or 'none', or data.mode to 'packed'"
+            )
+        return cfg
 
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""

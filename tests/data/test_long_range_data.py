@@ -8,6 +8,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastlm.data import examples, tokenizers
 from fastlm.data.builders import digits, list_ops, pathfinder, retrieval_bytes, state_of_the_union, text_bytes
@@ -230,3 +232,17 @@ def test_retrieval_bytes():
         assert len(addresses_of([different["first"], different["second"]], "test")) == 2
         assert same["first"] != same["second"]
     assert max(len((row["first"] + row["second"]).encode()) for row in rows) <= 4000 - 3
+    # Seconds of both labels are of the same addresses equally often, or a second alone would tell.
+    found = {text: addresses_of([text], "test") for text in {row["second"] for row in rows}}
+    count = lambda label: collections.Counter(min(found[row["second"]]) for row in rows if row["label"] == label)
+    assert count("same") == count("different")
+
+
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=40), st.integers(0, 99))
+def test_exchanged_leaves_nothing_in_its_place(numbers, seed):
+    if 2 * max(collections.Counter(numbers).values()) > len(numbers):
+        with pytest.raises(ValueError, match="more than half"):
+            retrieval_bytes.exchanged(numbers, random.Random(seed))
+        return
+    order = retrieval_bytes.exchanged(numbers, random.Random(seed))
+    assert sorted(order) == sorted(numbers) and all(a != b for a, b in zip(order, numbers))

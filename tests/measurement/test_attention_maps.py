@@ -28,6 +28,13 @@ def test_numbers_that_are_known():
     np.testing.assert_allclose(attention_maps.first_token(weights), [1 / N, 1 / N])
 
 
+def test_the_margin_keeps_all_but_a_thousandth_of_each_query():
+    weights = np.array([[[0.9, 0.0995, 0.0005], [0.5, 0.3, 0.2], [0, 0, 0]]])  # the third query looks at nothing
+    assert a_map(weights).threshold_margin == pytest.approx(math.log(0.9 / 0.0995), rel=1e-4)
+    assert a_map(weights, kind="linear").threshold_margin is None
+    assert a_map(3 * weights).threshold_margin is None
+
+
 def test_signs_and_sums_do_not_matter_to_the_numbers():
     weights = np.array([[[0.5, 0.5], [0.25, 0.75]]])
     other = a_map(weights * [[[-3, 3], [2, -2]]])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import pytest
 
@@ -56,6 +58,10 @@ def test_an_encoder_decoder_by_hand():
     cross = rows * (length * 2 * 2 * width**2 + source * 2 * 2 * width**2 + length * 4 * source * width)
     head = rows * length * 2 * width * 40
     assert flops.forward_flops(cfg, rows, length, source) == encoder + 2 * (own + cross) + head
+    # A kind that looks at sums over the source instead of at its tokens.
+    sums = dataclasses.replace(cfg, cross_attention="linear")
+    fewer = 2 * rows * length * 4 * (source - 8) * width
+    assert flops.forward_flops(sums, rows, length, source) == encoder + 2 * (own + cross) + head - fewer
 
 
 @pytest.mark.parametrize("name", list(KINDS))

@@ -89,5 +89,7 @@ def test_every_attention_kind_compiles_for_a_tpu_and_uses_its_kernel(name, libtp
     assert (found["kernels"] > 0) == (found["splash"] or name in ("linear", "performer"))
 
 
-def test_the_fused_form_lowers_for_cuda():
-    assert compile_elsewhere("fused_for_cuda")["products"] >= 2
+def test_the_fused_form_lowers_for_cuda_to_cudnn_where_that_takes_the_lengths():
+    assert compile_elsewhere("fused_for_cuda", None, "256") == {"kernels": 2, "products": 0}
+    odd = compile_elsewhere("fused_for_cuda", None, "255")
+    assert odd["kernels"] == 0 and odd["products"] >= 2

@@ -1,13 +1,18 @@
 """Metrics of language modelling mean what their names say."""
 
+import dataclasses
 import math
 
 import jax
 import numpy as np
 import pytest
 
+from fastlm.data import tokenizers
+from fastlm.data.settings import Data
+from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
 from fastlm.tasks import language_modeling
+from fastlm.tasks.language_modeling import LanguageModeling
 
 
 def test_summarize_by_hand():
@@ -71,3 +76,13 @@ def test_short_rows_with_memory_score_as_one_long_row_does(attention):
     np.testing.assert_array_equal(carry.length, [32, 21])
     _, forgetful = predict(params, task.constants, task.carry(2), batch(8, 16))
     assert np.abs(np.asarray(forgetful["nll"]) - parts[1]).max() > 1e-3
+
+
+def test_learned_positions_do_not_go_on_from_row_to_row():
+    cfg = ModelConfig(vocab_size=256, attention=("full", "linear"), positions="learned")
+    fit = lambda cfg, mode: LanguageModeling().fit(cfg, tokenizers.make("bytes"), Data(sources=(), mode=mode))
+    with pytest.raises(UserError, match=r"config\.data\.mode: in a 'stream' positions count on"):
+        fit(cfg, "stream")
+    assert fit(cfg, "packed").positions == "learned"
+    fit(dataclasses.replace(cfg, attention="full"), "stream")  # sees each row alone
+    fit(dataclasses.replace(cfg, positions="rotary"), "stream")

@@ -281,4 +281,4 @@ def check_layer(layer: LayerConfig, positions: str) -> None:
         if layer.attention_softcap and not found.softmax:
             raise UserError(f"config.model.attention_softcap: kind '{spec}' has no scores to cap; set it to 0")
         with configuration.naming(f"model.{key}"):
-            found.module.check(layer, options(spec, key))
+            found.module.check(layer.across if key == "cross_attention" else layer, options(spec, key))

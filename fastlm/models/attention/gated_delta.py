@@ -29,7 +29,7 @@ from fastlm.models.config import LayerConfig
 from fastlm.models.weights import normal, weight
 from fastlm.ops.activations import silu
 from fastlm.ops.caches import WindowCache
-from fastlm.ops.contract import contract
+from fastlm.ops.contract import contract, dense
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.recurrence import delta_recurrence, scaled, sum_rows
 from fastlm.ops.short_convolution import short_convolution
@@ -145,7 +145,7 @@ class GatedDeltaAttention(RecurrentAttention):
     ) -> Float[Array, "B T k H"]:
         width, (_, _, heads, size) = self.options.conv, x.shape
         init = normal((3 * width) ** -0.5)  # as wide as the uniform one that is common
-        w = weight(self, f"{name}_conv", (width, heads * size), (None, axis), init)
+        w = dense(weight(self, f"{name}_conv", (width, heads * size), (None, axis), init))
         merged = lambda x: x.reshape(*x.shape[:2], -1)
         if self.cfg.causal:
             return short_convolution(merged(x), w, segments).reshape(x.shape)

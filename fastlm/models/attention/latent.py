@@ -92,6 +92,12 @@ class LatentAttention(Attention):
             raise UserError("latent: normalizes what queries and keys are made from instead; set qk_norm to False")
 
     @staticmethod
+    def seen(cfg: LayerConfig, options: LatentOptions, length: float) -> float:
+        """See `Attention`; keys are wider than values."""
+        _, rotary = options.widths(cfg)
+        return Attention.seen(cfg, options, length) * (1 + rotary / (2 * cfg.head_dim))
+
+    @staticmethod
     def empty_cache(cfg: LayerConfig, options: LatentOptions, batch: int, slots: int, dtype: Any) -> LatentCache:
         """Returns room for R + P numbers of each of `slots` tokens."""
         return LatentCache(jnp.zeros((batch, slots, sum(options.widths(cfg))), dtype))

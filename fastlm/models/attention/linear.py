@@ -36,8 +36,14 @@ class Sums:
 
 
 def features(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """elu(x) + 1, positive."""
-    return jax.nn.elu(x) + 1
+    """elu(x) + 1, positive; e^x where x < 0, as adding 1 to e^x - 1 would round small weights to 0."""
+    x = x.astype(feature_dtype(x))
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+
+
+def feature_dtype(x: Array) -> Any:
+    """Returns the type of features: float32 where float16 could not hold their sums."""
+    return jnp.float32 if x.dtype == jnp.float16 else x.dtype
 
 
 class LinearAttention(Attention):
@@ -88,6 +94,7 @@ class LinearAttention(Attention):
         real = mask.real(k.shape[2])
         if real is not None:
             k = jnp.where(real[:, None, :, None], k, 0)
+        v = v.astype(feature_dtype(v))
         ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
         total, state = kernel_sums(q, k, jnp.concatenate([v, ones], -1), mask, None if cache is None else cache.state)
         if "attention" in self.capture:

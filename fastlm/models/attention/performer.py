@@ -27,10 +27,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from fastlm.errors import UserError
-from fastlm.models.attention.linear import LinearAttention, Sums
+from fastlm.models.attention.linear import LinearAttention, Sums, feature_dtype
 from fastlm.models.config import LayerConfig
 
 LARGEST = 60.0  # exponent of a key's feature: float32 ends at 88, which leaves room to sum over a long text
@@ -89,13 +89,6 @@ class PerformerAttention(LinearAttention):
         fixed = cache is not None or not self.options.redraw
         return super().__call__(x, context, cache=cache, rng=None if fixed else rng, **look)
 
-    def queries_keys_values(
-        self, x: Float[Array, "B T D"], context: Float[Array, "B S D"], positions: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """See `Attention`. The range of float16 is too small for sums of features, so values leave it too."""
-        q, k, v = super().queries_keys_values(x, context, positions)
-        return q, k, v.astype(_feature_dtype(v))
-
     def map_features(self, q: Array, k: Array, rng: Array | None) -> tuple[Array, Array]:
         """See `LinearAttention`."""
         options, width = self.options, self.cfg.head_dim
@@ -110,10 +103,6 @@ class PerformerAttention(LinearAttention):
         return self.output(jnp.swapaxes(y, 1, 2).astype(self.compute.jnp_dtype))
 
 
-def _feature_dtype(x: Array) -> Any:
-    return jnp.float32 if x.dtype == jnp.float16 else x.dtype
-
-
 def positive_features(
     q: Float[Array, "B N T H"], k: Float[Array, "B N S H"], w: Float[Array, "P H"], scale: float
 ) -> tuple[Float[Array, "B N T P"], Float[Array, "B N S P"]]:
@@ -124,7 +113,7 @@ def positive_features(
     query, square = exponent(q), jnp.sum(jnp.square(k.astype(jnp.float32)), axis=-1, keepdims=True)
     query = query - jax.lax.stop_gradient(jnp.max(query, axis=-1, keepdims=True))
     key = jnp.minimum(exponent(k) - scale / 2 * square, LARGEST)
-    return jnp.exp(query).astype(_feature_dtype(q)), jnp.exp(key).astype(_feature_dtype(k))
+    return jnp.exp(query).astype(feature_dtype(q)), jnp.exp(key).astype(feature_dtype(k))
 
 
 def directions(key: Array, count: int, width: int, orthogonal: bool = True) -> Float[Array, "P H"]:

@@ -30,6 +30,7 @@ from fastlm.models.config import LayerConfig
 from fastlm.models.weights import normal, weight
 from fastlm.ops import attention
 from fastlm.ops.caches import WindowCache
+from fastlm.ops.contract import contract, dense
 from fastlm.ops.masks import MaskSpec
 
 WHOLE = 512  # tokens up to which a row goes at once
@@ -110,7 +111,7 @@ class TransformerXLAttention(Attention):
             k, v, segments, cache = self._remember(context, cache, mask)
             mask = MaskSpec(mask.causal, segments[:, past:], segments, jnp.full((x.shape[0],), past, jnp.int32))
         u, w = (
-            weight(self, name, (cfg.heads, cfg.head_dim), ("heads", None)).astype(q.dtype)
+            dense(weight(self, name, (cfg.heads, cfg.head_dim), ("heads", None))).astype(q.dtype)
             for name in ("content_bias", "position_bias")
         )
         options = {"scale": cfg.attention_scale, "softmax": self.softmax}
@@ -151,7 +152,7 @@ class TransformerXLAttention(Attention):
         shape = (cfg.width, cfg.heads * cfg.head_dim)
         table = weight(self, "distance", shape, ("embed", "heads"), normal(cfg.init_scale))
         waves = position_encodings.sinusoidal(farthest_first[None], cfg.width)[0]
-        return (waves @ table).reshape(-1, cfg.heads, cfg.head_dim)
+        return contract(waves.astype(self.compute.jnp_dtype), table).reshape(-1, cfg.heads, cfg.head_dim)
 
 
 def attend_in_blocks(

@@ -22,7 +22,7 @@ def test_no_block_counts_twice_and_each_has_its_share(causal):
         assert len(set(row)) == len(row)
         assert {0, 1, i - 1, i} & set(range(i + 1)) <= set(row)
         assert all(j <= i for j in row) or not causal
-    assert len(seen[12]) == 2 + 2 + 3 if causal else 3 + 2 + 3
+    assert len(seen[12]) == (2 + 2 + 3 if causal else 3 + 2 + 3)
 
 
 def test_a_decoder_draws_the_same_however_long_the_row_is():

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, abstract
 from fastlm.models import attention as kinds
+from fastlm.ops.leaves import Adapted
 from fastlm.ops.masks import MaskSpec
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import rules
@@ -18,11 +19,7 @@ from tests.models.attention import bench
 from tests.models.attention.bench import PACKED, PADDED
 from tests.models.attention.cases import CASES
 
-SOFTMAXES = (
-    "exp2",
-    "top_k(k=2)",
-    "threshold(margin=1.5)",
-)  # a margin from `mass` would depend on how many keys are scored
+SOFTMAXES = ("exp2", "top_k(k=2)", "threshold(margin=1.5)", "threshold(mass=0.3)")
 
 
 def every(*flags):
@@ -187,6 +184,48 @@ def test_looking_at_another_sequence_equals_the_oracle_and_its_cache(case):
     np.testing.assert_allclose(jnp.concatenate([first, second], 1), want[:, :2], atol=case.tolerance)
 
 
+@every("cross", "decode")
+def test_a_model_that_looks_at_a_source_this_way_writes_step_by_step_what_it_scores_at_once(case):
+    """Also with rotary positions, which cross-attention does without."""
+    cfg = ModelConfig(
+        family="encoder_decoder",
+        encoder_layers=1,
+        layers=1,
+        vocab_size=11,
+        width=16,
+        heads=2,
+        cross_attention=case.spec,
+        residual_init="same",
+        init_scale=0.3,
+    )
+    model = Model(cfg)
+    params = jax.jit(model.init)(jax.random.key(0))
+    source, tokens = jnp.array([[1, 2, 3, 4, 5]]), jnp.array([[6, 7, 8]])
+
+    @jax.jit
+    def both(params):
+        memory, _ = model.encode(params, source)
+        whole, _ = model.features(params, tokens, memory=memory)
+        found, cache = [], model.empty_cache(1, 3, source.shape[1])
+        for i in range(3):
+            hidden, aux = model.features(params, tokens[:, i : i + 1], memory=None if i else memory, cache=cache)
+            found, cache = [*found, hidden], aux["cache"]
+        return whole, jnp.concatenate(found, 1)
+
+    np.testing.assert_allclose(*both(params), atol=1e-5)
+
+
+@every()
+def test_every_matrix_may_be_a_leaf(case):
+    cfg, params = bench.layer(case, case.kind.causal), bench.params_of(case, case.kind.causal)
+    x = bench.inputs(15)
+    look = {"positions": jnp.broadcast_to(jnp.arange(15), (2, 15)), "mask": bench.mask_of(case.kind.causal, PADDED)}
+    thin = lambda leaf: Adapted(leaf, jnp.ones((leaf.shape[0], 1)), jnp.ones((1, leaf.shape[1])))
+    adapted = jax.tree.map(lambda leaf: thin(leaf) if leaf.ndim == 2 else leaf, params)
+    run = lambda params, x: bench.module(case, cfg).apply({"params": params}, x, x, **look)[0]
+    assert jax.eval_shape(run, adapted, x).shape == x.shape
+
+
 @pytest.mark.slow
 @every()
 def test_bfloat16_stays_near_float32(case):
@@ -241,6 +280,10 @@ def test_what_a_kind_cannot_do_is_an_error_while_building(name):
     elif not kind.carry:
         with pytest.raises(UserError, match=f"kind '{name}' cannot go on from row to row"):
             model.features({}, tokens, segment_ids=tokens, cache=model.empty_cache(1, 4))
+        with pytest.raises(UserError, match="a cache of 5 slots cannot hold 6 tokens"):
+            model.features({}, tokens, cache=dataclasses.replace(model.empty_cache(1, 5), length=jnp.array([2])))
+    with pytest.raises(UserError, match="rows of 0 tokens"):
+        model.features({}, tokens[:, :0])
     if not kind.packed:
         with pytest.raises(UserError, match=f"kind '{name}' cannot keep the documents"):
             model.features({}, tokens, segment_ids=tokens)
