@@ -118,7 +118,9 @@ def from_checkpoint(workdir: str) -> Converted:
     kept = Path(workdir).expanduser() / FILES
     files = read_tokenizer_files(kept) if kept.is_dir() else {}
     if not files:
-        files = huggingface.tokenizer_files(restored.tokenizer.to_json(), about.get("chat_template"))
+        files = huggingface.tokenizer_files(
+            restored.tokenizer.to_json(), about.get("chat_template"), **_around_texts(restored.model.cfg)
+        )
     task = restored.about["config"].get("task", {})
     if task.get("name") == "sequence_to_sequence":  # it may have been trained to begin otherwise than it came
         kind = tasks.make_kind(task)
@@ -135,6 +137,12 @@ def from_checkpoint(workdir: str) -> Converted:
     )
     say(f"read step {restored.step} of {workdir}: {count(restored.params):,} parameters")
     return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about)
+
+
+def _around_texts(cfg: ModelConfig) -> dict[str, bool]:
+    """Returns where a tokenizer trained here puts its special token (`tasks.rows`, `tasks.sequence_to_sequence`)."""
+    continues = cfg.family == "decoder" and cfg.head == "language_model"
+    return {"opens": cfg.family != "encoder_decoder", "closes": not continues}
 
 
 def write_huggingface(folder: Path, model: Converted) -> None:
@@ -218,12 +226,10 @@ def put_file(path: Path, content: bytes) -> None:
 
 def without_unused_start(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Returns the tokenizer without its start token if it would not put that before a text itself."""
-    from tokenizers import Tokenizer as Library
-
-    fields = json.loads(tokenizer.to_json())
-    if tokenizer.bos is None or tokenizer.bos in Library.from_str(fields["model"]).encode("").ids[:1]:
+    layout = tokenizer.layout(1)
+    if tokenizer.bos is None or (layout is not None and tokenizer.bos in layout.special[0]):
         return tokenizer
-    return tokenizers.from_json(json.dumps(fields | {"bos": None}))
+    return tokenizers.from_json(json.dumps(json.loads(tokenizer.to_json()) | {"bos": None}))
 
 
 def read_tokenizer_files(folder: str | Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastlm.data.documents import digest
+from fastlm.data.tokenizers.layout import Layout
 from fastlm.errors import UserError
 
 
@@ -78,6 +79,11 @@ class Tokenizer(ABC):
     def special(self, role: str) -> int | None:
         """Returns the id of the special token that plays `role` ("mask", "class", "separator"), if there is one."""
         del role
+        return None
+
+    def layout(self, texts: int) -> Layout | None:
+        """Returns how the model that this came with reads one text, or two as a pair; None where nothing says so."""
+        del texts
         return None
 
     def encode_marked(self, text: str) -> np.ndarray:

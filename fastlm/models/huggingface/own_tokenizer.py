@@ -2,7 +2,7 @@
 
 Notable: takes the stored JSON, since tokenizers stand on a floor above. Those trained here have one special
 token, outside the vocabulary that text can reach, which opens and ends documents: it is added, and
-put before a text, as in training. Bytes become a byte-level BPE without merges.
+put before a text, behind it or both, as the model was trained. Bytes become a byte-level BPE without merges.
 """
 
 import base64
@@ -15,8 +15,14 @@ END_OF_TEXT = "<|endoftext|>"
 _ROLES = ("bos", "eos", "pad")
 
 
-def files_of(stored: str, chat_template: str | None = None) -> dict[str, bytes]:
+def files_of(
+    stored: str, chat_template: str | None = None, *, opens: bool = True, closes: bool = False
+) -> dict[str, bytes]:
     """Returns the files, by name, of a tokenizer that was stored as JSON.
+
+    Args:
+      opens: whether the special token of one that was trained here stands before a text.
+      closes: whether it stands behind each text.
 
     Raises:
       UserError: it is of a kind without such files.
@@ -31,6 +37,8 @@ def files_of(stored: str, chat_template: str | None = None) -> dict[str, bytes]:
     for role in _ROLES:
         if fields.get(role) in tokens:
             config[f"{role}_token"] = tokens[fields[role]]
+    if fields["kind"] in _TRAINED_HERE:
+        content = _arranged(json.loads(content), opens, closes)
     if chat_template is not None:
         config["chat_template"] = chat_template
     return {name: content, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
@@ -76,13 +84,21 @@ def _with_end(model: dict[str, Any], end: int) -> tuple[str, bytes, dict[int, st
     """Adds the token that opens and ends documents."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     model["added_tokens"] = [{"id": end, "content": END_OF_TEXT} | flags]
+    return "tokenizer.json", json.dumps(model, ensure_ascii=False).encode(), _token_names(model)
+
+
+def _arranged(model: dict[str, Any], opens: bool, closes: bool) -> bytes:
+    """Says what stands around a text and around two; where nothing closes the first, a token opens the second."""
+    first = [_special(0)] * opens + [_text("A", 0)] + [_special(0)] * closes
+    second = [_special(1)] * (opens and not closes) + [_text("B", 1)] + [_special(1)] * closes
+    end = model["added_tokens"][0]["id"]
     model["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [_special(0), _text("A", 0)],
-        "pair": [_special(0), _text("A", 0), _special(1), _text("B", 1)],
+        "single": first,
+        "pair": first + second,
         "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [end], "tokens": [END_OF_TEXT]}},
     }
-    return "tokenizer.json", json.dumps(model, ensure_ascii=False).encode(), _token_names(model)
+    return json.dumps(model, ensure_ascii=False).encode()
 
 
 def _special(kind: int) -> dict[str, Any]:
@@ -101,4 +117,5 @@ def _sentencepiece(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
     return "tokenizer.model", base64.b64decode(fields["model"]), {}
 
 
+_TRAINED_HERE = ("bpe", "bytes", "numbers")
 _MODELS = {"huggingface": _kept, "bpe": _trained, "bytes": _bytes, "numbers": _numbers, "sentencepiece": _sentencepiece}
