@@ -19,6 +19,7 @@ from absl import flags
 
 from fastlm import command_line, tasks
 from fastlm.data import tokenizers
+from fastlm.data.tokenizers import marian
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig, huggingface
 from fastlm.models.config import HEADS
@@ -200,10 +201,13 @@ def make_tokenizer(model: Converted) -> tokenizers.Tokenizer:
             workdir_files.write_whole(Path(folder) / name, content)
         if "tokenizer.json" in model.tokenizer_files:
             return without_unused_start(tokenizers.make("huggingface", path=folder))
+        if set(marian.FILES) <= model.tokenizer_files.keys():
+            return tokenizers.make("marian", path=folder)
         for name in ("tokenizer.model", "spiece.model"):
             if name in model.tokenizer_files:
                 return tokenizers.make("sentencepiece", path=str(Path(folder) / name))
-    note = model.about.get("tokenizer_note") or f"no tokenizer.json, only {', '.join(model.tokenizer_files)}"
+    wanted = f"no tokenizer.json, tokenizer.model or spiece.model, and not all of {', '.join(marian.FILES)}"
+    note = model.about.get("tokenizer_note") or f"{wanted}; only {', '.join(model.tokenizer_files)}"
     raise UserError(
         f"{note}; give a folder with one as --tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) "
         "of transformers makes it)"

@@ -11,6 +11,7 @@ from experiments.benchmarks.huggingface_parity import same_tensors
 from fastlm.models import huggingface
 from fastlm.parallel import mesh as meshes
 from fastlm.training import build, loop, restore
+from tests.data import marian_files
 from tests.models.huggingface_folders import GOLDEN, WORDS, copied, options_of, with_tokenizer
 from tests.test_bad_input import call, refuses
 
@@ -94,6 +95,26 @@ def test_a_start_token_that_the_tokenizer_does_not_use_is_none(folder, tmp_path)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     convert("--from", folder, "--to", tmp_path / "run")
     assert restore.restore(tmp_path / "run", meshes.make()).tokenizer.bos is None
+
+
+def test_a_folder_of_marian_as_it_is_published(tmp_path):
+    folder, workdir, back = copied("marian", tmp_path / "model"), tmp_path / "run", tmp_path / "back"
+    marian_files.write(folder)
+    convert("--from", folder, "--to", workdir)
+    tokenizer = restore.restore(workdir, meshes.make()).tokenizer
+    assert tokenizer.encode("the cat").tolist() != tokenizer.encode_target("the cat").tolist()
+    outcome = call("generate", "--workdir", workdir, "--prompt", "the cat", "--max_tokens", "3", "--temperature", "0")
+    assert outcome.status == 0, outcome.err
+    convert("--from", workdir, "--to", back)
+    shutil.rmtree(workdir / "tokenizer")  # as if it had been trained here with these files
+    convert("--from", workdir, "--to", tmp_path / "anew")
+    for name in ("source.spm", "target.spm"):
+        assert (back / name).read_bytes() == (tmp_path / "anew" / name).read_bytes() == (folder / name).read_bytes()
+    vocabularies = [json.loads((path / "vocab.json").read_text()) for path in (folder, back, tmp_path / "anew")]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2] and same_tensors(folder, back)
+    (folder / "target.spm").unlink()
+    half = ["convert", "--from", folder, "--to", tmp_path / "half"]
+    refuses("not all of source.spm, target.spm, vocab.json; only vocab.json, source.spm", *half)
 
 
 def test_from_one_folder_to_another_with_a_new_head(tmp_path):

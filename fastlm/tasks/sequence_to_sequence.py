@@ -143,7 +143,7 @@ class SequenceToSequence(RowsKind):
             def encode(row: Row) -> dict[str, Any]:
                 read, written = self.texts(row)
                 source = cut(tokenizer.encode(self.prefix + read), longest - layout.size, "source")
-                target = cut(tokenizer.encode(written), data.length - 1 - len(opening), "target")
+                target = cut(tokenizer.encode_target(written), data.length - 1 - len(opening), "target")
                 target = np.concatenate([opening, target])
                 return {
                     "source": layout.join([source])[0],

@@ -92,7 +92,7 @@ def test_sentencepiece_goes_back_as_its_file():
 
 
 def test_every_kind_has_a_form():
-    assert set(tokenizers.KINDS) == {"bytes", "numbers", "bpe", "huggingface", "sentencepiece"}
+    assert set(tokenizers.KINDS) == {"bytes", "numbers", "bpe", "huggingface", "sentencepiece", "marian"}
     ours = tokenizers.make("numbers", vocab_size=257)
     theirs, config = library_of(ours)
     assert theirs.encode("0 255 17").ids == [256, *ours.encode("0 255 17")] == [256, 0, 255, 17]

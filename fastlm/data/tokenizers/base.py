@@ -54,6 +54,10 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text`, int32 [tokens], without special tokens."""
 
+    def encode_target(self, text: str) -> np.ndarray:
+        """Returns the ids of a text to be written, where reading and writing differ (Marian: two languages)."""
+        return self.encode(text)
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes many texts; on all cores where the library can."""
         return [self.encode(text) for text in texts]

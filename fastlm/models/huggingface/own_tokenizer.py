@@ -12,6 +12,8 @@ from typing import Any
 from fastlm.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+Files = tuple[dict[str, bytes], dict[int, str]]
+"""Contents by name, and the spelling of special tokens by id."""
 _ROLES = ("bos", "eos", "pad")
 
 
@@ -30,30 +32,30 @@ def files_of(
     fields = json.loads(stored)
     if fields["kind"] not in _MODELS:
         raise UserError(f"tokenizer kind '{fields['kind']}' has no Hugging Face form; one of: {', '.join(_MODELS)}")
-    name, content, tokens = _MODELS[fields["kind"]](fields)
+    files, tokens = _MODELS[fields["kind"]](fields)
     config: dict[str, Any] = {"clean_up_tokenization_spaces": False}
-    if name == "tokenizer.json":
+    if "tokenizer.json" in files:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     for role in _ROLES:
         if fields.get(role) in tokens:
             config[f"{role}_token"] = tokens[fields[role]]
     if fields["kind"] in _TRAINED_HERE:
-        content = _arranged(json.loads(content), opens, closes)
+        files["tokenizer.json"] = _arranged(json.loads(files["tokenizer.json"]), opens, closes)
     if chat_template is not None:
         config["chat_template"] = chat_template
-    return {name: content, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+    return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}
 
 
-def _kept(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
+def _kept(fields: dict[str, Any]) -> Files:
     """A tokenizer.json that came from elsewhere goes back as it came."""
-    return "tokenizer.json", fields["model"].encode(), _token_names(json.loads(fields["model"]))
+    return {"tokenizer.json": fields["model"].encode()}, _token_names(json.loads(fields["model"]))
 
 
-def _trained(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
+def _trained(fields: dict[str, Any]) -> Files:
     return _with_end(json.loads(fields["model"]), fields["eos"])
 
 
-def _bytes(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
+def _bytes(fields: dict[str, Any]) -> Files:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     library = Tokenizer(models.BPE(vocab=_alphabet(), merges=[]))
@@ -63,7 +65,7 @@ def _bytes(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
     return _with_end(json.loads(library.to_str()), 256)
 
 
-def _numbers(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
+def _numbers(fields: dict[str, Any]) -> Files:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     end = fields["vocab_size"] - 1
@@ -80,11 +82,11 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
-def _with_end(model: dict[str, Any], end: int) -> tuple[str, bytes, dict[int, str]]:
+def _with_end(model: dict[str, Any], end: int) -> Files:
     """Adds the token that opens and ends documents."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     model["added_tokens"] = [{"id": end, "content": END_OF_TEXT} | flags]
-    return "tokenizer.json", json.dumps(model, ensure_ascii=False).encode(), _token_names(model)
+    return {"tokenizer.json": json.dumps(model, ensure_ascii=False).encode()}, _token_names(model)
 
 
 def _arranged(model: dict[str, Any], opens: bool, closes: bool) -> bytes:
@@ -113,9 +115,21 @@ def _token_names(model: dict[str, Any]) -> dict[int, str]:
     return {entry["id"]: entry["content"] for entry in model.get("added_tokens", [])}
 
 
-def _sentencepiece(fields: dict[str, Any]) -> tuple[str, bytes, dict[int, str]]:
-    return "tokenizer.model", base64.b64decode(fields["model"]), {}
+def _sentencepiece(fields: dict[str, Any]) -> Files:
+    return {"tokenizer.model": base64.b64decode(fields["model"])}, {}
+
+
+def _marian(fields: dict[str, Any]) -> Files:
+    files = {f"{side}.spm": base64.b64decode(fields[side]) for side in ("source", "target")}
+    return files | {"vocab.json": json.dumps(fields["vocabulary"], ensure_ascii=False).encode()}, {}
 
 
 _TRAINED_HERE = ("bpe", "bytes", "numbers")
-_MODELS = {"huggingface": _kept, "bpe": _trained, "bytes": _bytes, "numbers": _numbers, "sentencepiece": _sentencepiece}
+_MODELS = {
+    "huggingface": _kept,
+    "bpe": _trained,
+    "bytes": _bytes,
+    "numbers": _numbers,
+    "sentencepiece": _sentencepiece,
+    "marian": _marian,
+}
