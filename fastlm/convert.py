@@ -5,7 +5,7 @@
 
 A workdir is what fastlm.generate and fastlm.evaluate read and fine-tuning starts from. `--format` says which of
 the two to write; by default what the source is not. Beside the checkpoint a workdir keeps the tokenizer's own
-files, so that they go back unchanged.
+files, and so does what is fine-tuned from it, so that they go back unchanged.
 """
 
 import dataclasses
@@ -19,11 +19,12 @@ from absl import flags
 
 from fastlm import command_line, tasks
 from fastlm.data import tokenizers
+from fastlm.data.tokenizers import marian
 from fastlm.errors import UserError
 from fastlm.models import Compute, ModelConfig, huggingface
 from fastlm.models.config import HEADS
 from fastlm.parallel import mesh as meshes
-from fastlm.training import checkpoints, restore
+from fastlm.training import checkpoints, restore, workdir_files
 from fastlm.training.precision import loss_scale_for
 from fastlm.training.state import Skipped, State
 
@@ -41,7 +42,6 @@ ARCHITECTURE = flags.DEFINE_string("architecture", None, "class of transformers 
 STEP = flags.DEFINE_string("step", "", "checkpoint of a workdir: a number, 'best', or nothing for the newest")
 SEED = flags.DEFINE_integer("seed", 0, "of what is made anew", lower_bound=0, upper_bound=2**32 - 1)
 
-FILES = "tokenizer"  # folder in a workdir
 # (family, head) -> the task that a model from elsewhere is evaluated and fine-tuned as, if nothing else is said
 TASKS = {
     ("decoder", "language_model"): "language_modeling",
@@ -115,10 +115,12 @@ def from_checkpoint(workdir: str) -> Converted:
     jax.set_mesh(mesh)
     restored = restore.restore(workdir, mesh, step=STEP.value)
     about = dict(restored.about.get("huggingface", {}))
-    kept = Path(workdir).expanduser() / FILES
+    kept = Path(workdir).expanduser() / workdir_files.TOKENIZER
     files = read_tokenizer_files(kept) if kept.is_dir() else {}
     if not files:
-        files = huggingface.tokenizer_files(restored.tokenizer.to_json(), about.get("chat_template"))
+        files = huggingface.tokenizer_files(
+            restored.tokenizer.to_json(), about.get("chat_template"), **_around_texts(restored.model.cfg)
+        )
     task = restored.about["config"].get("task", {})
     if task.get("name") == "sequence_to_sequence":  # it may have been trained to begin otherwise than it came
         kind = tasks.make_kind(task)
@@ -135,6 +137,12 @@ def from_checkpoint(workdir: str) -> Converted:
     )
     say(f"read step {restored.step} of {workdir}: {count(restored.params):,} parameters")
     return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about)
+
+
+def _around_texts(cfg: ModelConfig) -> dict[str, bool]:
+    """Returns where a tokenizer trained here puts its special token (`tasks.rows`, `tasks.sequence_to_sequence`)."""
+    continues = cfg.family == "decoder" and cfg.head == "language_model"
+    return {"opens": cfg.family != "encoder_decoder", "closes": not continues}
 
 
 def write_huggingface(folder: Path, model: Converted) -> None:
@@ -175,7 +183,7 @@ def write_workdir(workdir: Path, model: Converted) -> None:
         params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
     files = checkpoints.Checkpoints(workdir)
     for name, content in model.tokenizer_files.items():
-        put_file(workdir / FILES / name, content)
+        workdir_files.write_whole(workdir / workdir_files.TOKENIZER / name, content)
     files.save(0, _state(params), _about(model, tokenizer))
     files.close()
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
@@ -190,40 +198,28 @@ def make_tokenizer(model: Converted) -> tokenizers.Tokenizer:
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, content in model.tokenizer_files.items():
-            put_file(Path(folder) / name, content)
+            workdir_files.write_whole(Path(folder) / name, content)
         if "tokenizer.json" in model.tokenizer_files:
             return without_unused_start(tokenizers.make("huggingface", path=folder))
+        if set(marian.FILES) <= model.tokenizer_files.keys():
+            return tokenizers.make("marian", path=folder)
         for name in ("tokenizer.model", "spiece.model"):
             if name in model.tokenizer_files:
                 return tokenizers.make("sentencepiece", path=str(Path(folder) / name))
-    note = model.about.get("tokenizer_note") or f"no tokenizer.json, only {', '.join(model.tokenizer_files)}"
+    wanted = f"no tokenizer.json, tokenizer.model or spiece.model, and not all of {', '.join(marian.FILES)}"
+    note = model.about.get("tokenizer_note") or f"{wanted}; only {', '.join(model.tokenizer_files)}"
     raise UserError(
         f"{note}; give a folder with one as --tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) "
         "of transformers makes it)"
     )
 
 
-def put_file(path: Path, content: bytes) -> None:
-    """Writes a file and the folders above it.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); check space and permissions") from None
-
-
 def without_unused_start(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Returns the tokenizer without its start token if it would not put that before a text itself."""
-    from tokenizers import Tokenizer as Library
-
-    fields = json.loads(tokenizer.to_json())
-    if tokenizer.bos is None or tokenizer.bos in Library.from_str(fields["model"]).encode("").ids[:1]:
+    layout = tokenizer.layout(1)
+    if tokenizer.bos is None or (layout is not None and tokenizer.bos in layout.special[0]):
         return tokenizer
-    return tokenizers.from_json(json.dumps(fields | {"bos": None}))
+    return tokenizers.from_json(json.dumps(json.loads(tokenizer.to_json()) | {"bos": None}))
 
 
 def read_tokenizer_files(folder: str | Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from fastlm.parallel import mesh as meshes
 from fastlm.reports.token_names import token_names
 from fastlm.tasks.sequence_to_sequence import SequenceToSequence
 from fastlm.training import restore
-from tests.models.huggingface_folders import copied, with_tokenizer
+from tests.models.huggingface_folders import BERT, copied, with_tokenizer
 from tests.test_bad_input import call, refuses
 
 
@@ -20,7 +20,7 @@ def leave_no_mesh(no_mesh):
 
 
 def converted(case, path, *arguments, **configuration):
-    folder = with_tokenizer(copied(case, path / case), configuration)
+    folder = with_tokenizer(copied(case, path / case), configuration, BERT if case.startswith("bert") else None)
     outcome = call("convert", "--from", folder, "--to", path / "run", *arguments)
     assert outcome.status == 0, outcome.err
     return path / "run"

@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.benchmarks.huggingface_parity import same_tensors
 from fastlm.models import huggingface
 from fastlm.parallel import mesh as meshes
-from fastlm.training import restore
+from fastlm.training import build, loop, restore
+from tests.data import marian_files
 from tests.models.huggingface_folders import GOLDEN, WORDS, copied, options_of, with_tokenizer
 from tests.test_bad_input import call, refuses
 
@@ -62,11 +64,57 @@ def test_a_workdir_is_what_the_other_entry_points_restore(folder, tmp_path):
     assert outcome.status == 0 and "bits_per_byte" in outcome.out, outcome.err
 
 
+def test_what_is_fine_tuned_keeps_the_tokenizer_files_that_the_model_came_with(
+    folder, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "device_count", lambda *a: 1)
+    monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"unk_token": "<unk>", "cls_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 64}))
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    convert("--from", folder, "--to", tmp_path / "base")
+    tiny_config |= {"init": {"source": str(tmp_path / "base"), "step": ""}, "model": {}}
+    tiny_config["training"]["steps"] = 1
+    tiny_config["evaluation"] |= {"split": "", "final_split": ""}
+    stale = tmp_path / "tuned" / "tokenizer" / "merges.txt"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of another run")
+    loop.run(build.build(tiny_config, tmp_path / "tuned"), say=lambda text: None)
+    convert("--from", tmp_path / "tuned", "--to", tmp_path / "back")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    assert not (tmp_path / "back" / "merges.txt").exists()
+    assert not list((tmp_path / "tuned" / "tokenizer").glob("*.partial"))
+
+    tiny_config["tokenizer"] = {"kind": "huggingface", "path": str(folder), "vocab_size": 0}
+    assert build.build(tiny_config, tmp_path / "other").origin == {}, "nothing is carried for another tokenizer"
+
+
 def test_a_start_token_that_the_tokenizer_does_not_use_is_none(folder, tmp_path):
     tokenizer = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     convert("--from", folder, "--to", tmp_path / "run")
     assert restore.restore(tmp_path / "run", meshes.make()).tokenizer.bos is None
+
+
+def test_a_folder_of_marian_as_it_is_published(tmp_path):
+    folder, workdir, back = copied("marian", tmp_path / "model"), tmp_path / "run", tmp_path / "back"
+    marian_files.write(folder)
+    convert("--from", folder, "--to", workdir)
+    tokenizer = restore.restore(workdir, meshes.make()).tokenizer
+    assert tokenizer.encode("the cat").tolist() != tokenizer.encode_target("the cat").tolist()
+    outcome = call("generate", "--workdir", workdir, "--prompt", "the cat", "--max_tokens", "3", "--temperature", "0")
+    assert outcome.status == 0, outcome.err
+    convert("--from", workdir, "--to", back)
+    shutil.rmtree(workdir / "tokenizer")  # as if it had been trained here with these files
+    convert("--from", workdir, "--to", tmp_path / "anew")
+    for name in ("source.spm", "target.spm"):
+        assert (back / name).read_bytes() == (tmp_path / "anew" / name).read_bytes() == (folder / name).read_bytes()
+    vocabularies = [json.loads((path / "vocab.json").read_text()) for path in (folder, back, tmp_path / "anew")]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2] and same_tensors(folder, back)
+    (folder / "target.spm").unlink()
+    half = ["convert", "--from", folder, "--to", tmp_path / "half"]
+    refuses("not all of source.spm, target.spm, vocab.json; only vocab.json, source.spm", *half)
 
 
 def test_from_one_folder_to_another_with_a_new_head(tmp_path):

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer
 
 from fastlm.data import chat
 from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
 from fastlm.training import restore
-from tests.models.huggingface_folders import copied, with_tokenizer
+from tests.models.huggingface_folders import ROBERTA, copied, with_tokenizer
 from tests.test_bad_input import call, refuses
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}a"
@@ -19,8 +20,8 @@ def leave_no_mesh(no_mesh):
     pass
 
 
-def converted(case, path, **configuration):
-    folder = with_tokenizer(copied(case, path / case), configuration)
+def converted(case, path, post_processor=None, **configuration):
+    folder = with_tokenizer(copied(case, path / case), configuration, post_processor)
     outcome = call("convert", "--from", folder, "--to", path / "run")
     assert outcome.status == 0, outcome.err
     return path / "run"
@@ -76,12 +77,13 @@ def test_how_a_model_from_elsewhere_begins_and_what_it_may_write(case, tmp_path)
 
 
 def test_an_encoder_decoder_writes_what_it_is_asked_to(tmp_path):
-    workdir = converted("bart", tmp_path, pad_token="<unk>")
+    workdir = converted("bart", tmp_path, ROBERTA, pad_token="<unk>")
     restored = restore.restore(workdir, meshes.make())
     came, task = restored.about["huggingface"]["generation"], restored.about["config"]["task"]
     assert task["start"] == came["decoder_start_token_id"] and task["forbidden"] == [came["pad_token_id"]]
     assert task["forced_first"] == came.get("forced_bos_token_id", -1)
-    ids = [*restored.tokenizer.encode("abc"), restored.tokenizer.eos]
+    ids = Tokenizer.from_file(str(workdir / "tokenizer" / "tokenizer.json")).encode("abc").ids
+    assert (ids[0], ids[-1]) == (1, 2)
     rules = {"start": task["start"], "forbidden": task["forbidden"], "end": restored.tokenizer.eos}
     rules |= {"forced_first": came["forced_bos_token_id"]} if "forced_bos_token_id" in came else {}
     (found,) = beam.search(restored.model, restored.params, [ids], max_tokens=5, beams=3, n_best=2, **rules)

@@ -14,19 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from fastlm.data.tokenizers.layout import Layout
 from fastlm.tasks.task import Batch
 
 LONGEST_ANSWER = 5
 
 
-def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], opening: int, share: float) -> Batch:
+def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], layout: Layout, share: float) -> Batch:
     """Replaces the question and the answer of a share of rows, and cuts their context.
 
     Args:
       batch: windows as `question_answering` encodes them.
       rng: key of everything drawn here.
       gap: tokens that stand for what is missing.
-      opening: tokens of a row before its question.
+      layout: the special tokens around question and context.
       share: of the rows, chosen independently.
 
     Rows whose question has no room for the gap and a token on each side, or whose context is hardly longer than
@@ -34,7 +35,8 @@ def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], opening: int, share: flo
     """
     chance, size_key, left_key, kept_key, cut_key, start_key = jax.random.split(rng, 6)
     first, length = batch["context_first"], batch["context_stop"] - batch["context_first"]
-    room = first - 1 - opening - len(gap)  # for tokens on both sides; before the context stands a separator
+    opening, between, closing = map(len, layout.special)
+    room = first - between - opening - len(gap)  # for tokens on both sides
     least = room + LONGEST_ANSWER
     chosen = (room >= 2) & (length >= least) & (jax.random.uniform(chance, first.shape) < share)
 
@@ -46,8 +48,8 @@ def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], opening: int, share: flo
     start = first + jax.random.randint(start_key, first.shape, left, jnp.maximum(kept - size - room, 0) + left + 1)
     stop = first + kept
     made = {
-        "tokens": _tokens(batch, gap, opening, cut=cut, stop=stop, left=left, start=start, size=size),
-        "tokens_length": stop + 1,
+        "tokens": _tokens(batch, gap, layout, cut=cut, stop=stop, left=left, start=start, size=size),
+        "tokens_length": stop + closing,
         "context_stop": stop,
         "answer_first": start,
         "answer_last": start + size - 1,
@@ -56,17 +58,18 @@ def ask(batch: Batch, rng: Array, gap: Int[Array, "G"], opening: int, share: flo
     return batch | {name: select(value, batch[name]) for name, value in made.items()}
 
 
-def _tokens(batch: Batch, gap: Array, opening: int, **places: Int[Array, "B"]) -> Int[Array, "B T"]:
+def _tokens(batch: Batch, gap: Array, layout: Layout, **places: Int[Array, "B"]) -> Int[Array, "B T"]:
     """Lays out rows in which `cut` tokens of the context are skipped and `size` from `start` on are asked for."""
     cut, stop, left, start, size = (places[name][:, None] for name in ("cut", "stop", "left", "start", "size"))
     first, old_stop = batch["context_first"][:, None], batch["context_stop"][:, None]
+    opening, between, closing = map(len, layout.special)
     place = jnp.arange(batch["tokens"].shape[1])[None]
     in_gap = place - opening - left
-    in_question = (place >= opening) & (place < first - 1)
+    in_question = (place >= opening) & (place < first - between)
     quoted = start + jnp.where(in_gap < 0, in_gap, in_gap - len(gap) + size)
     source = jnp.where(in_question, quoted + cut, jnp.where(place < first, place, place + cut))
-    source = jnp.where(place == stop, old_stop, source)  # the last separator
+    source = jnp.where(place >= stop, place - stop + old_stop, source)  # what closes a row
     tokens = jnp.take_along_axis(batch["tokens"], source, axis=1, mode="clip")
     asked = in_question & (in_gap >= 0) & (in_gap < len(gap))
     tokens = jnp.where(asked, gap[jnp.clip(in_gap, 0, len(gap) - 1)], tokens)
-    return jnp.where(place > stop, 0, tokens)
+    return jnp.where(place >= stop + closing, 0, tokens)

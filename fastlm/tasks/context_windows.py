@@ -2,6 +2,8 @@
 
     [class] question [separator] context [separator]      token types 0 0 0 1 1
 
+or whatever special tokens the model came with for pairs (`rows.row_layout`).
+
 Notable: each window is a row of its own, in training and in evaluation. Tokens know the characters of the
 context that they stand for, so an answer is cut out of the text and never decoded. The last window
 is moved back until it is full. Where windows begin is cached, as encoded rows are. A question that takes
@@ -23,8 +25,9 @@ from fastlm.data.documents import digest
 from fastlm.data.encoded import EncodedExamples
 from fastlm.data.examples import Examples, Row
 from fastlm.data.tokenizers import Tokenizer
+from fastlm.data.tokenizers.layout import Layout
 from fastlm.errors import UserError
-from fastlm.tasks.rows import special_tokens
+from fastlm.tasks.rows import reading_fingerprint, row_layout
 
 FIRST, WHERE = "#first", "#row"
 """Fields added to a row: its window's first token of the context, and the row's number and source, for a person."""
@@ -74,13 +77,17 @@ class Windowing:
     overlap: int
 
     def __post_init__(self) -> None:
-        start, end = special_tokens(self.tokenizer)
-        least = self.length - len(start) - 2 * len(end) - self._longest_question
+        least = self.length - self.layout.size - self._longest_question
         if least <= self.overlap:
             raise UserError(
                 f"config.task.stride: windows share {self.overlap} tokens, but data.length {self.length} leaves only "
                 f"{max(least, 0)} of the context beside a long question; lower it, or raise data.length"
             )
+
+    @property
+    def layout(self) -> Layout:
+        """The special tokens around question and context."""
+        return row_layout(self.tokenizer, 2)
 
     @property
     def _longest_question(self) -> int:
@@ -89,11 +96,11 @@ class Windowing:
     @property
     def fingerprint(self) -> str:
         """Hex digest: equal ones cut equally."""
-        return digest("windows 1", self.tokenizer.fingerprint, f"{self.length} {self.overlap}")
+        return digest("windows 1", reading_fingerprint(self.tokenizer), f"{self.length} {self.overlap}")
 
     def firsts(self, question: str, context: str) -> np.ndarray:
         """Returns the first token of the context in each window, int32 [windows >= 1]."""
-        room = self.length - len(np.concatenate(self._around(question)))
+        room = self.length - self.layout.size - len(self._question(question))
         tokens = len(self.tokenizer.encode(context))
         count = 1 + max(0, -(-(tokens - room) // (room - self.overlap)))
         firsts = np.arange(count) * (room - self.overlap)
@@ -101,22 +108,20 @@ class Windowing:
 
     def window(self, question: str, context: str, first: int) -> Window:
         """Returns the row whose context begins with token `first`."""
-        before, after = self._around(question)
+        asked, layout = self._question(question), self.layout
         ids, starts, ends = self.tokenizer.encode_with_offsets(context)
-        part = ids[first : first + self.length - len(before) - len(after)]
-        tokens = np.concatenate([before, part, after]).astype(np.int32)
-        types = (np.arange(len(tokens)) >= len(before)).astype(np.int32)
-        return Window(tokens, types, len(before), len(before) + len(part), first, starts, ends)
+        part = ids[first : first + self.length - layout.size - len(asked)]
+        tokens, types = layout.join([asked, part])
+        stop = len(tokens) - len(layout.special[-1])
+        return Window(tokens, types, stop - len(part), stop, first, starts, ends)
 
-    def _around(self, question: str) -> tuple[np.ndarray, np.ndarray]:
-        """What stands before and behind the context."""
-        start, end = special_tokens(self.tokenizer)
+    def _question(self, question: str) -> np.ndarray:
         ids = self.tokenizer.encode(question)
         if len(ids) > self._longest_question:
             logging.log_first_n(
                 logging.WARNING, "questions of more than half a row are cut to %d tokens", 1, self._longest_question
             )
-        return np.concatenate([start, ids[: self._longest_question], end]), end
+        return ids[: self._longest_question]
 
 
 class ContextWindows(Examples):

@@ -30,7 +30,7 @@ from fastlm.models import Model, ModelConfig
 from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
 from fastlm.parallel.rules import constrain
 from fastlm.tasks.kind import TextKind, Trained
-from fastlm.tasks.rows import special_tokens
+from fastlm.tasks.rows import row_layout
 from fastlm.tasks.task import Batch, Task, of_model
 
 HOLE = "[MASK]"  # how a person writes what is to be guessed
@@ -82,9 +82,9 @@ class MaskedLanguageModeling(TextKind):
 
 
 def _between_special_tokens(tokenizer: Tokenizer, text: str, length: int) -> np.ndarray:
-    start, end = special_tokens(tokenizer)
-    ids = _with_holes(tokenizer, text)[: max(0, length - len(start) - len(end))]
-    return np.concatenate([start, ids, end]).astype(np.int32)
+    layout = row_layout(tokenizer, 1)
+    tokens, _ = layout.join([_with_holes(tokenizer, text)[: max(0, length - layout.size)]])
+    return tokens
 
 
 def fill(model: Model, params: Any, tokenizer: Tokenizer, text: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fastlm.models import Model, ModelConfig
 from fastlm.tasks import cloze
 from fastlm.tasks.context_windows import FIRST, WHERE, ContextWindows, Window, Windowing
 from fastlm.tasks.kind import Scored, Trained
-from fastlm.tasks.rows import RowsKind, predictions, rows_by_record, segments, special_tokens
+from fastlm.tasks.rows import RowsKind, predictions, row_layout, rows_by_record, segments
 from fastlm.tasks.task import Batch, Task, of_model
 
 # Finite, so that sums and differences of what cannot be stay numbers.
@@ -129,11 +129,11 @@ class QuestionAnswering(RowsKind):
         task = make(model, self.most_answer_tokens)
         if not self.cloze:
             return task
-        opening, gap = len(special_tokens(tokenizer)[0]), jnp.asarray(tokenizer.encode(f" {self.gap}"))
+        layout, gap = row_layout(tokenizer, 2), jnp.asarray(tokenizer.encode(f" {self.gap}"))
 
         def prepare(weights, constants, batch, step, rng):
             del weights, constants, step
-            return batch if rng is None else cloze.ask(batch, rng, gap, opening, self.cloze)
+            return batch if rng is None else cloze.ask(batch, rng, gap, layout, self.cloze)
 
         return dataclasses.replace(task, prepare=prepare)
 

@@ -24,6 +24,7 @@ from fastlm.data.documents import Documents, digest
 from fastlm.data.examples import Examples, FieldTexts, Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
+from fastlm.data.tokenizers.layout import Layout, opened_and_closed
 from fastlm.errors import UserError, nearest
 from fastlm.models import ModelConfig
 from fastlm.parallel import multihost
@@ -137,7 +138,7 @@ class RowsKind(TaskKind):
     def _encoding(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> dict[str, Any]:
         told = (repr(self), cfg.family, str(cfg.token_types), str(data.length), str(data.source_length))
         return {
-            "encoder_fingerprint": digest(type(self).__name__, tokenizer.fingerprint, *told),
+            "encoder_fingerprint": digest(type(self).__name__, reading_fingerprint(tokenizer), *told),
             "buckets": data.buckets or default_buckets(max(data.length, data.source_length)),
             "data_dir": data.data_dir,
             **multihost.this_process(),
@@ -151,11 +152,7 @@ def default_buckets(longest: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass
 class Joiner:
-    """Puts one or two texts between the tokenizer's special tokens, as BERT has it, cut to `length` tokens.
-
-    `[class] first [separator] second [separator]`, without what the tokenizer lacks; a decoder's classifier
-    reads the last token, which is the last separator.
-    """
+    """Puts one or two texts between the tokenizer's special tokens, as `row_layout` says, cut to `length` tokens."""
 
     tokenizer: Tokenizer
     length: int
@@ -167,17 +164,12 @@ class Joiner:
         Raises:
           UserError: no room for any text between the special tokens.
         """
-        start, end = special_tokens(self.tokenizer)
-        parts = [self.tokenizer.encode(first)] + ([] if second is None else [self.tokenizer.encode(second)])
-        room = self.length - len(start) - len(end) * len(parts)
+        parts = [self.tokenizer.encode(text) for text in (first, second) if text is not None]
+        layout = row_layout(self.tokenizer, len(parts))
+        room = self.length - layout.size
         if room < len(parts):
             raise UserError(f"config.data.length: {self.length} leaves no room for text; raise it")
-        parts = self._cut(parts, room)
-        tokens, types = [start], [np.zeros(len(start), np.int32)]
-        for number, part in enumerate(parts):
-            tokens += [part, end]
-            types.append(np.full(len(part) + len(end), number, np.int32))
-        return np.concatenate(tokens).astype(np.int32), np.concatenate(types)
+        return layout.join(self._cut(parts, room))
 
     def _cut(self, parts: list[np.ndarray], room: int) -> list[np.ndarray]:
         excess = sum(map(len, parts)) - room
@@ -194,13 +186,23 @@ class Joiner:
         return [parts[0][:keep], parts[1][: room - keep]]
 
 
-def special_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what opens a row and what ends each text in it, int32 [0 or 1] and [1]."""
+def row_layout(tokenizer: Tokenizer, texts: int) -> Layout:
+    """Returns which special tokens stand around one text, or two: those that the model came with.
+
+    Where nothing says so, as BERT has it: `[class] first [separator] second [separator]`, without what the tokenizer
+    lacks.
+    """
     start = tokenizer.special("class")
     start = tokenizer.bos if start is None else start
     end = tokenizer.special("separator")
     end = tokenizer.eos if end is None else end
-    return np.array([] if start is None else [start], np.int32), np.array([end], np.int32)
+    return tokenizer.layout(texts) or opened_and_closed([] if start is None else [start], [end], texts)
+
+
+def reading_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hex digest: equal ones give equal ids, and stand them between equal special tokens."""
+    own = [repr(layout) for layout in map(tokenizer.layout, (1, 2)) if layout is not None]
+    return digest(tokenizer.fingerprint, *own) if own else tokenizer.fingerprint
 
 
 def segments(batch: dict[str, Array], name: str = "tokens") -> Int[Array, "B T"]:

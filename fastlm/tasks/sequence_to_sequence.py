@@ -1,6 +1,7 @@
 """From one text to another: translation, summaries, code from its description.
 
-Notable: an encoder-decoder reads the source with its encoder; a decoder reads source and target as one
+Notable: an encoder-decoder reads the source with its encoder, between the special tokens that its tokenizer puts
+around a text (T5: `text </s>`, BART: `<s> text </s>`), or before an end; a decoder reads source and target as one
 text and is scored on the target only, so both families do the same tasks. Training forces the right
 past (teacher forcing); the final score writes its own, with beam search, and is compared with
 BLEU and chrF, ROUGE, or exact equality, each with a standard error. Papers: arXiv 1706.03762; label
@@ -23,6 +24,7 @@ from fastlm.data.bucketing import Encode
 from fastlm.data.examples import Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
+from fastlm.data.tokenizers.layout import Layout, opened_and_closed
 from fastlm.decoding import beam, sample
 from fastlm.errors import UserError, nearest
 from fastlm.measurement import statistics, text_scores
@@ -123,10 +125,8 @@ class SequenceToSequence(RowsKind):
         forced = None if self.forced_first < 0 else self.forced_first
         rules = {"forbidden": self.forbidden, "forced_first": forced}
         if cfg.family == "encoder_decoder":
-            read, start = (
-                lambda text: [*tokenizer.encode(self.prefix + text), tokenizer.eos],
-                self.start_token(tokenizer),
-            )
+            layout, start = _layout(tokenizer), self.start_token(tokenizer)
+            read = lambda text: layout.join([tokenizer.encode(self.prefix + text)])[0]
         else:
             read, start = lambda text: sample.prompt_ids(tokenizer, self.prefix + text + self.separator), None
         return Writing(read, start, (tokenizer.eos,), rules)
@@ -136,13 +136,17 @@ class SequenceToSequence(RowsKind):
         cut = _Cutter()
         if cfg.family == "encoder_decoder":
             longest, start = data.source_length or data.length, [self.start_token(tokenizer)]
+            layout = _layout(tokenizer)
+            # What else opens a text opens a target too, behind the start (BART: </s> <s> text), or is the start.
+            opening = [] if start == list(layout.special[0]) else list(layout.special[0])
 
             def encode(row: Row) -> dict[str, Any]:
                 read, written = self.texts(row)
-                source = cut(tokenizer.encode(self.prefix + read), longest - 1, "source")
-                target = cut(tokenizer.encode(written), data.length - 1, "target")
+                source = cut(tokenizer.encode(self.prefix + read), longest - layout.size, "source")
+                target = cut(tokenizer.encode_target(written), data.length - 1 - len(opening), "target")
+                target = np.concatenate([opening, target])
                 return {
-                    "source": np.concatenate([source, [tokenizer.eos]]).astype(np.int32),
+                    "source": layout.join([source])[0],
                     "tokens": np.concatenate([start, target]).astype(np.int32),
                     "targets": np.concatenate([target, [tokenizer.eos]]).astype(np.int32),
                 }
@@ -237,6 +241,11 @@ class SequenceToSequence(RowsKind):
             for i, hypotheses in zip(chosen, found):
                 said[i] = tokenizer.decode(hypotheses[0].tokens)
         return said
+
+
+def _layout(tokenizer: Tokenizer) -> Layout:
+    """Returns the special tokens around a text: those that the model came with, or an end."""
+    return tokenizer.layout(1) or opened_and_closed([], [tokenizer.eos], 1)
 
 
 class _Cutter:

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -427,3 +428,5 @@ def _write_description(experiment: Experiment) -> None:
         text = json.dumps(experiment.config, indent=1, default=str)
         workdir_files.write_whole(experiment.workdir / "config.json", text)
         workdir_files.write_whole(experiment.workdir / "model.json", experiment.model.cfg.to_json())
+        if experiment.origin:  # the tokenizer is still the one that the model came with
+            workdir_files.carry_tokenizer(Path(experiment.init.source).expanduser(), experiment.workdir)

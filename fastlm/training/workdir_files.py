@@ -8,9 +8,11 @@ from typing import IO
 from absl import logging
 
 from fastlm.errors import UserError
+from fastlm.models.huggingface import folders
 from fastlm.parallel import multihost
 
 LOCK = "lock"
+TOKENIZER = "tokenizer"  # folder with the files of a tokenizer that came from elsewhere
 
 
 def lock(workdir: Path) -> IO[str] | None:
@@ -47,7 +49,20 @@ def lock(workdir: Path) -> IO[str] | None:
     return file
 
 
-def write_whole(path: Path, text: str) -> None:
+def carry_tokenizer(source: Path, workdir: Path) -> None:
+    """Gives a workdir the tokenizer's files of another, and no others, where that keeps any.
+
+    Raises:
+      UserError: one cannot be read or written.
+    """
+    files = folders.tokenizer_files(source / TOKENIZER)
+    for name, content in files.items():
+        write_whole(workdir / TOKENIZER / name, content)
+    for name in set(folders.TOKENIZER_FILES) - files.keys() if files else ():  # of an earlier run
+        (workdir / TOKENIZER / name).unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file aside, then renames it, so that it is never half there.
 
     Raises:
@@ -56,7 +71,7 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text)
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
         aside.rename(path)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); check space and permissions") from None

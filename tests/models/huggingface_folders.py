@@ -40,8 +40,12 @@ def store(folder, tensors):
     write_safetensors(folder, [(name, array, array.shape, array.dtype) for name, array in tensors.items()])
 
 
-def with_tokenizer(folder, configuration):
-    """Gives a folder a tokenizer of letters, which starts texts with <s>, and a tokenizer_config.json."""
+BERT = {"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}
+ROBERTA = BERT | {"type": "RobertaProcessing", "trim_offsets": True, "add_prefix_space": True}
+
+
+def with_tokenizer(folder, configuration, post_processor=None):
+    """Gives a folder a tokenizer of letters, which by default starts texts with <s>, and a tokenizer_config.json."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     single = [start, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -53,7 +57,8 @@ def with_tokenizer(folder, configuration):
         "added_tokens": [{"id": i, "content": WORDS[i]} | flags for i in range(3)],
         "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
         "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
-        "post_processor": {
+        "post_processor": post_processor
+        or {
             "type": "TemplateProcessing",
             "single": single,
             "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],

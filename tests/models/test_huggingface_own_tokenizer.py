@@ -11,8 +11,10 @@ from fastlm.data import tokenizers
 from fastlm.data.tokenizers import bpe
 from fastlm.data.tokenizers.byte_level import ByteTokenizer
 from fastlm.data.tokenizers.huggingface import HuggingFaceTokenizer
+from fastlm.data.tokenizers.layout import opened_and_closed
 from fastlm.errors import UserError
 from fastlm.models.huggingface import tokenizer_files
+from fastlm.tasks.rows import row_layout
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 SPELT = "<|endoftext|>"
@@ -54,6 +56,20 @@ def test_special_tokens_are_named(trained):
             assert theirs.token_to_id(config[f"{role}_token"]) == getattr(ours, role)
 
 
+@pytest.mark.parametrize(("opens", "closes"), [(True, False), (True, True), (False, True)])
+def test_texts_stand_between_the_special_tokens_that_the_model_was_trained_with(opens, closes, trained, tmp_path):
+    end = trained.eos
+    for name, content in tokenizer_files(trained.to_json(), opens=opens, closes=closes).items():
+        (tmp_path / name).write_bytes(content)
+    again = tokenizers.make("huggingface", path=str(tmp_path))
+    one, two = again.layout(1), again.layout(2)
+    assert one == opened_and_closed([end] * opens, [end] * closes, 1)
+    between = [end] if closes else [end] * opens
+    assert [list(group) for group in two.special] == [[end] * opens, between, [end] * closes]
+    if opens and closes:
+        assert [row_layout(again, n) for n in (1, 2)] == [row_layout(trained, n) for n in (1, 2)] == [one, two]
+
+
 def test_a_tokenizer_that_came_from_elsewhere_goes_back_unchanged(trained):
     model = json.loads(trained.to_json())["model"]
     parts = json.loads(model) | {"added_tokens": [added(300, "<end>"), added(301, "<start>")]}
@@ -76,7 +92,7 @@ def test_sentencepiece_goes_back_as_its_file():
 
 
 def test_every_kind_has_a_form():
-    assert set(tokenizers.KINDS) == {"bytes", "numbers", "bpe", "huggingface", "sentencepiece"}
+    assert set(tokenizers.KINDS) == {"bytes", "numbers", "bpe", "huggingface", "sentencepiece", "marian"}
     ours = tokenizers.make("numbers", vocab_size=257)
     theirs, config = library_of(ours)
     assert theirs.encode("0 255 17").ids == [256, *ours.encode("0 255 17")] == [256, 0, 255, 17]

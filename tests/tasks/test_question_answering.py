@@ -20,6 +20,7 @@ from fastlm.tasks import cloze
 from fastlm.tasks import question_answering as qa
 from fastlm.tasks.context_windows import WHERE, Windowing
 from fastlm.tasks.kind import Trained
+from fastlm.tasks.rows import row_layout
 from fastlm.tasks.scoring import evaluate
 from fastlm.training import precision, state
 from fastlm.training.step import make_eval_step, make_train_step
@@ -153,7 +154,7 @@ def asked(share, seed=0):
         "answer_last": first,
     }
     gap = jnp.asarray(TOKENIZER.encode("__"))
-    return batch, ASK(batch, jax.random.key(seed), gap, 1, share)
+    return batch, ASK(batch, jax.random.key(seed), gap, row_layout(TOKENIZER, 2), share)
 
 
 def cloze_parts(made):

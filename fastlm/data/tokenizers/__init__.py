@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, numbers, byte-level BPE trained here, Hugging Face and SentencePiece files.
+"""Tokenizers: bytes, numbers, byte-level BPE trained here, Hugging Face, SentencePiece and Marian files.
 
 A kind is one file with a `make`, and one line in each of the two tables here.
 """
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fastlm.data.documents import Documents
-from fastlm.data.tokenizers import bpe, byte_level, huggingface, numbers, sentencepiece
+from fastlm.data.tokenizers import bpe, byte_level, huggingface, marian, numbers, sentencepiece
 from fastlm.data.tokenizers.base import StreamDecoder, Tokenizer
 from fastlm.errors import UserError, nearest
 
@@ -21,6 +21,7 @@ KINDS: dict[str, Callable[..., Tokenizer]] = {
     "bpe": bpe.make,
     "huggingface": huggingface.make,
     "sentencepiece": sentencepiece.make,
+    "marian": marian.make,
 }
 _FROM_JSON: dict[str, Callable[..., Tokenizer]] = {
     "bytes": byte_level.ByteTokenizer,
@@ -28,6 +29,7 @@ _FROM_JSON: dict[str, Callable[..., Tokenizer]] = {
     "bpe": partial(huggingface.HuggingFaceTokenizer, kind="bpe"),
     "huggingface": partial(huggingface.HuggingFaceTokenizer, kind="huggingface"),
     "sentencepiece": sentencepiece.from_base64,
+    "marian": marian.from_base64,
 }
 
 
@@ -39,11 +41,11 @@ def make(
     documents: Documents | Sequence[Documents] | None = None,
     data_dir: str | Path | None = None,
 ) -> Tokenizer:
-    """Returns a tokenizer of `kind`: bytes, numbers, bpe, huggingface or sentencepiece.
+    """Returns a tokenizer of `kind`: bytes, numbers, bpe, huggingface, sentencepiece or marian.
 
     Args:
       kind: A key of `KINDS`.
-      path: A `tokenizer.json` (or its folder), or a `.model` file.
+      path: A `tokenizer.json` (or its folder), a `.model` file, or for marian the folder of its three files.
       vocab_size: For bpe and numbers, V with its special token.
       documents: For bpe, what to train on (the train split); the result is cached by their content.
       data_dir: Where the cache lies; see `directory.data_directory`.

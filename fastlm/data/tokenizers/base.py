@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastlm.data.documents import digest
+from fastlm.data.tokenizers.layout import Layout
 from fastlm.errors import UserError
 
 
@@ -53,6 +54,10 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text`, int32 [tokens], without special tokens."""
 
+    def encode_target(self, text: str) -> np.ndarray:
+        """Returns the ids of a text to be written, where reading and writing differ (Marian: two languages)."""
+        return self.encode(text)
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes many texts; on all cores where the library can."""
         return [self.encode(text) for text in texts]
@@ -78,6 +83,11 @@ class Tokenizer(ABC):
     def special(self, role: str) -> int | None:
         """Returns the id of the special token that plays `role` ("mask", "class", "separator"), if there is one."""
         del role
+        return None
+
+    def layout(self, texts: int) -> Layout | None:
+        """Returns how the model that this came with reads one text, or two as a pair; None where nothing says so."""
+        del texts
         return None
 
     def encode_marked(self, text: str) -> np.ndarray:

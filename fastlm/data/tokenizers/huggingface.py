@@ -2,8 +2,9 @@
 
 Notable: what a token stands for is read from the vocabulary once (byte-level alphabet, ``##`` of WordPiece,
 ``\u2581`` of SentencePiece). A `tokenizer.json` does not say which token ends a text; the `tokenizer_config.json`
-beside it does. Text that spells a special token is encoded as text, but in `encode_marked`, which chats use. Left
-out: the library's clean-up of spaces when it decodes.
+beside it does. Which special tokens stand around texts is left to tasks, who ask `layout`: what the file's
+post-processor would add. Text that spells a special token is encoded as text, but in `encode_marked`, which chats
+use. Left out: the library's clean-up of spaces when it decodes.
 """
 
 import json
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from fastlm.data.tokenizers import layout
 from fastlm.data.tokenizers.base import Tokenizer, existing_file
+from fastlm.data.tokenizers.layout import Layout
 from fastlm.data.tokenizers.sentencepiece import sentencepiece_bytes
 from fastlm.errors import UserError
 
@@ -31,9 +34,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self._library.no_truncation()
         self._library.no_padding()
         self._library.encode_special_tokens = True  # text is text, even if it spells a special token
-        self._library.post_processor = None  # adds special tokens, which we do not ask for, and trims offsets
+        self._layouts = layout.of_post_processor(self._library.post_processor)
+        self._library.post_processor = None  # adds special tokens, which tasks do themselves, and trims offsets
         self.opens_with_space = not _is_byte_level(self._library)
         ids = [*self._library.get_vocab(with_added_tokens=True).values(), eos, pad, -1 if bos is None else bos]
+        ids += [token for one in self._layouts or () for group in one.special for token in group]
         super().__init__(_token_pieces(self._library, max(ids) + 1), bos=bos, eos=eos, pad=pad)
 
     def encode(self, text: str) -> np.ndarray:
@@ -54,6 +59,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def special(self, role: str) -> int | None:
         """Returns the id of the token with the usual name for `role`."""
         return next((token for name in _ROLES[role] if (token := self._library.token_to_id(name)) is not None), None)
+
+    def layout(self, texts: int) -> Layout | None:
+        """Returns what the file's post-processor makes of one text or two; None if it adds nothing."""
+        return None if self._layouts is None else self._layouts[texts - 1]
 
     def encode_marked(self, text: str) -> np.ndarray:
         """Returns the ids of a text whose markers stand for special tokens, int32 [tokens]."""

@@ -49,13 +49,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the ids, and where in `text`, as it was before normalising, each token stands."""
-        found = self._library.encode(text, out_type="offset_mapping")
-        places = np.array(found["offsets"], np.int32).reshape(-1, 2)
-        # All but the last piece of a character (its bytes, the letters of a ligature) have empty places.
-        empty, order = places[:, 0] == places[:, 1], np.arange(len(places))
-        following = np.minimum.accumulate(np.where(empty, len(places), order)[::-1])[::-1]
-        ends = np.append(places[:, 1], len(text))[following].astype(np.int32)
-        return np.array(found["ids"], np.int32), places[:, 0], ends
+        starts, ends = places(self._library, text)
+        return self.encode(text), starts, ends
 
     def to_json(self) -> str:
         """Returns the model in base64."""
@@ -63,6 +58,15 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         return SentencePieceTokenizer, (self._model,)
+
+
+def places(library: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where in a text each piece of a SentencePiece model stands, first character and behind the last."""
+    found = np.array(library.encode(text, out_type="offset_mapping")["offsets"], np.int32).reshape(-1, 2)
+    # All but the last piece of a character (its bytes, the letters of a ligature) have empty places.
+    empty, order = found[:, 0] == found[:, 1], np.arange(len(found))
+    following = np.minimum.accumulate(np.where(empty, len(found), order)[::-1])[::-1]
+    return found[:, 0], np.append(found[:, 1], len(text))[following].astype(np.int32)
 
 
 def sentencepiece_bytes(text: str) -> bytes:
