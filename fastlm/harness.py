@@ -58,7 +58,11 @@ def main() -> None:
 
 
 def adapter(restored: restore.Restored, batch_size: int) -> Any:
-    """Returns the model as the harness's class `LM`."""
+    """Returns the model as the harness's class `LM`.
+
+    Raises:
+      UserError: the model is none that the tasks can be asked of; see `Answers`.
+    """
     from lm_eval.api.model import LM
 
     answers = Answers(restored.model, restored.params, restored.tokenizer, batch_size)
@@ -76,7 +80,7 @@ def adapter(restored: restore.Restored, batch_size: int) -> Any:
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             """Returns each continuation up to the first of its stop texts."""
-            return [answers.generate(*request.args) for request in requests]
+            return answers.generate([request.args for request in requests])
 
     return FastLM()
 
