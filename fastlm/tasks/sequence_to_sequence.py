@@ -108,6 +108,29 @@ class SequenceToSequence(RowsKind):
         """Reads no target."""
         return dataclasses.replace(self, target="")
 
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Checks what the final score needs, too."""
+        cfg = super().fit(cfg, tokenizer, data)
+        self.check_lengths(cfg, data)
+        try:
+            beam.check_kinds(cfg)
+        except UserError as error:
+            raise UserError(f"config.task.beams: the final score is a search with {self.beams}; {error}") from None
+        return cfg
+
+    def check_lengths(self, cfg: ModelConfig, data: Data) -> None:
+        """Raises a `UserError` unless sources fit the model, and a decoder's leave room for a target."""
+        longest = data.source_length or (data.length if cfg.family == "encoder_decoder" else max(1, data.length // 2))
+        if longest > cfg.max_length:
+            raise UserError(
+                f"config.data.source_length: {longest} is more than config.model.max_length {cfg.max_length}; lower it"
+            )
+        if cfg.family == "decoder" and longest >= data.length:
+            raise UserError(
+                f"config.data.source_length: {longest} leaves no room for a target in config.data.length "
+                f"{data.length}, which holds both for a decoder; lower the one or raise the other"
+            )
+
     def texts(self, row: Row) -> tuple[str, str]:
         """Returns the source and the target of a row."""
         return str(row[self.source]), str(row[self.target]) if self.target else ""
@@ -200,6 +223,7 @@ class SequenceToSequence(RowsKind):
         self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
     ) -> tuple[list[Row], list[dict[str, Any]]]:
         """Returns rows, and the text written for each."""
+        self.check_lengths(trained.model.cfg, data)
         records = self._records(trained, data, evaluation, split, limit)
         rows = rows_by_record(self.load(data, split), records)
         written = self.write(trained, rows, data, evaluation.batch_size or data.batch_size)

@@ -1,5 +1,6 @@
 """From text to text: what a row becomes, what is scored, and both families learn to reverse words."""
 
+import dataclasses
 import json
 
 import jax
@@ -117,3 +118,65 @@ def test_settings_that_cannot_be():
         SequenceToSequence(beams=0)
     with pytest.raises(UserError, match="'encoder' cannot do this task"):
         KIND.fit(ModelConfig(family="encoder", head="none", vocab_size=300), TOKENIZER, None)
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths", "changes", "message"),
+    [
+        (
+            "decoder",
+            {"source_length": 12},
+            {},
+            "source_length: 12 leaves no room for a target in config.data.length 12",
+        ),
+        ("decoder", {"source_length": 13}, {}, "source_length: 13 leaves no room"),
+        ("decoder", {"length": 1}, {}, "source_length: 1 leaves no room for a target in config.data.length 1"),
+        (
+            "encoder_decoder",
+            {"source_length": 33},
+            {},
+            r"config\.data\.source_length: 33 is more than config\.model\.max_length 32",
+        ),
+        (
+            "decoder",
+            {},
+            {"attention": ("full", "local(window=4)"), "layers": 2},
+            r"config\.task\.beams: .* 2; config\.model\.attention: beam .* layer 1 has 'local",
+        ),
+        (
+            "encoder_decoder",
+            {},
+            {"cross_attention": "linformer(rank=4)"},
+            r"config\.task\.beams: .* 2; config\.model\.cross_attention: kind 'linformer",
+        ),
+        (
+            "encoder_decoder",
+            {},
+            {"cross_attention": "linear"},
+            r"config\.task\.beams: .* 2; config\.model\.cross_attention: beam .* layer 1 has 'linear'",
+        ),
+    ],
+)
+def test_runs_that_could_not_be_scored_are_refused_at_once(data, family, lengths, changes, message):
+    cfg = dataclasses.replace(MODELS[family], **changes)
+    with pytest.raises(UserError, match=message) as raised:
+        KIND.fit(cfg, TOKENIZER, dataclasses.replace(data, **lengths))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lengths", [{"source_length": 11}, {"length": 2}])
+def test_the_longest_that_fit_a_decoder_are_trained_on_and_scored(data, lengths):
+    """A row is never longer than `length`, and there is room to write."""
+    data = dataclasses.replace(data, **lengths)
+    model = Model(KIND.fit(MODELS["decoder"], TOKENIZER, data))
+    long = {"from": "a" * 50, "to": "b" * 50}
+    assert max(map(len, KIND.encoder(model.cfg, TOKENIZER, data)(long).values())) <= data.length
+    trained = Trained(model, None, {"model": model.init(jax.random.key(0))}, TOKENIZER, meshes.make())
+    assert len(KIND.write(trained, [long], data, 1)) == 1
+
+
+def test_a_shorter_length_is_refused_when_scored(data):
+    model = Model(MODELS["decoder"])
+    trained = Trained(model, None, None, TOKENIZER, meshes.make())
+    with pytest.raises(UserError, match="source_length: 8 leaves no room"):
+        KIND.score(trained, dataclasses.replace(data, length=6, source_length=8), Evaluation(), "test")
