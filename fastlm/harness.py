@@ -4,8 +4,9 @@
     python -m fastlm.harness --workdir runs/lm_small --tasks lambada_openai,arc_easy --limit 100
 
 `--include_path` adds a folder of one's own task files (YAML), which need no network. Prints the
-harness's table and, with `--output`, writes its results as JSON. Left out: chat templates and multimodal
-requests; the harness's own cache and its `--model` strings.
+harness's table and, with `--output`, writes its results as JSON. For decoders that continue text; requests that do not
+fit the context are cut, and how many is logged. Left out: chat templates and multimodal requests; the harness's own
+cache and its `--model` strings.
 """
 
 import json

@@ -72,8 +72,9 @@ class EncodedExamples:
         self._open()
         if self.dropped:
             log_once(f"{self.name}: {self.dropped} of {self.total} rows dropped by the encoder")
-        for limit, count in self.cut.items():
-            log_once(f"{self.name}: {count} of {self.total} rows are cut: {limit}", logging.WARNING)
+        if self.cut:
+            told = (f"{count} of {self.total} rows are cut: {limit}" for limit, count in self.cut.items())
+            log_once(f"{self.name}: {'; '.join(told)}", logging.WARNING)
 
     def __len__(self) -> int:
         return len(self.records)

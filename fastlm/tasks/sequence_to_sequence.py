@@ -190,8 +190,9 @@ class SequenceToSequence(RowsKind):
         start = [] if tokenizer.bos is None else [tokenizer.bos]
         ids = tokenizer.encode(self.prefix + text + self.separator)
         room = max(0, (data.source_length or data.length // 2) - len(start))
-        length = f"source_length={data.source_length}" if data.source_length else f"length={data.length}, half of it,"
-        kept = cut(ids[::-1], room, f"sources at their beginning, to config.data.{length} tokens")[::-1]
+        half = f"half of config.data.length={data.length}"
+        limit = f"config.data.source_length={data.source_length}" if data.source_length else half
+        kept = cut(ids[::-1], room, f"sources at their beginning, to {limit} tokens")[::-1]
         return np.concatenate([start, kept]).astype(np.int32)
 
     def completed(self, trained: Trained, data: Data, texts: Sequence[str]) -> list[str]:

@@ -119,7 +119,7 @@ def test_how_many_rows_were_cut_is_said_by_every_run(tmp_path, warned):
     values = [{"x": [1], "cut": ["at its end", "too wide"]}, {"x": [1], "cut": ()}, {"x": [2], "cut": ["at its end"]}]
     for _ in range(2):
         rows, messages = warned(values, tmp_path)
-        assert messages == ["numbered: 2 of 3 rows are cut: at its end", "numbered: 1 of 3 rows are cut: too wide"]
+        assert messages == ["numbered: 2 of 3 rows are cut: at its end; 1 of 3 rows are cut: too wide"]
     assert rows.arrays == {"x": "int32"} and rows.scalars == {}
     assert rows.cut == {"at its end": 2, "too wide": 1}
     assert warned([{"x": [1], "cut": ()}], tmp_path)[1] == []
