@@ -4,8 +4,9 @@
     python -m fastlm.harness --workdir runs/lm_small --tasks lambada_openai,arc_easy --limit 100
 
 `--include_path` adds a folder of one's own task files (YAML), which need no network. Prints the
-harness's table and, with `--output`, writes its results as JSON. Left out: chat templates and multimodal
-requests; the harness's own cache and its `--model` strings.
+harness's table and, with `--output`, writes its results as JSON. For decoders that continue text; requests that do not
+fit the context are cut, and how many is logged. Left out: chat templates and multimodal requests; the harness's own
+cache and its `--model` strings.
 """
 
 import json
@@ -58,7 +59,11 @@ def main() -> None:
 
 
 def adapter(restored: restore.Restored, batch_size: int) -> Any:
-    """Returns the model as the harness's class `LM`."""
+    """Returns the model as the harness's class `LM`.
+
+    Raises:
+      UserError: the model is none that the tasks can be asked of; see `Answers`.
+    """
     from lm_eval.api.model import LM
 
     answers = Answers(restored.model, restored.params, restored.tokenizer, batch_size)
@@ -76,7 +81,7 @@ def adapter(restored: restore.Restored, batch_size: int) -> Any:
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             """Returns each continuation up to the first of its stop texts."""
-            return [answers.generate(*request.args) for request in requests]
+            return answers.generate([request.args for request in requests])
 
     return FastLM()
 

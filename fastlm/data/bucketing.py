@@ -47,7 +47,8 @@ def training_batches(
 
     Args:
       examples: The rows, or pairs (rows, share).
-      encode: From a row to 1-D arrays and scalars by name, the same names for every row; None drops the row.
+      encode: From a row to 1-D arrays and scalars by name, the same names for every row (and what of it was cut, see
+        `encoded.CUT`); None drops the row.
       encoder_fingerprint: Names what `encode` does: another one encodes anew.
       batch_size: B, rows in a global batch, over all processes.
       buckets: Rising lengths that arrays are padded to; the last must hold every array.

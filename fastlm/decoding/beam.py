@@ -24,7 +24,7 @@ from fastlm.decoding.hypotheses import STOPPING, Hypotheses, Settings
 from fastlm.decoding.inputs import Inputs
 from fastlm.decoding.tree import Tree
 from fastlm.errors import UserError, nearest
-from fastlm.models import Model
+from fastlm.models import Model, ModelConfig
 from fastlm.parallel.rules import constrain
 
 FIRST_STEPS = 32
@@ -82,7 +82,7 @@ def search(
     _check(beams, n_best, length_penalty, stop_when)
     batch = inputs.make(model.cfg, rows, start, max_tokens)
     allowed = token_rules.make(model.cfg.vocab_size, max_tokens, end=end, **rules)
-    tree.check(model)
+    check_kinds(model.cfg)
     form = list(STOPPING).index(stop_when)
     settings = Settings(allowed, np.int32(max_tokens), np.float32(length_penalty), np.int32(form))
     steps = min(inputs.bucket(max_tokens), FIRST_STEPS)
@@ -95,6 +95,12 @@ def search(
     if not all(best):
         raise UserError("the model's scores are no numbers; its weights are broken, or too large for this compute type")
     return best
+
+
+def check_kinds(cfg: ModelConfig) -> None:
+    """Raises a `UserError` unless the attention of all layers that write keeps beams apart."""
+    inputs.check_kinds(cfg)
+    tree.check(cfg)
 
 
 State = tuple[Hypotheses, Tree, Array]

@@ -1,7 +1,8 @@
 """How likely a model finds given continuations: what multiple-choice benchmarks ask.
 
 Notable: requests are sorted by length and padded to powers of two, so that few programs are compiled;
-the vocabulary is computed in chunks. A text longer than the context keeps its end.
+the vocabulary is computed in chunks. A text longer than the context keeps its end, and how many did is logged;
+of a continuation that is longer by itself only that end is scored.
 
 Dims: B batch, T time.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, Int
 
 from fastlm.errors import UserError
@@ -48,17 +50,13 @@ def likelihoods(
       pairs: (context, continuation) as token ids; a context has at least one token.
 
     Raises:
-      UserError: a context without a token, or a continuation longer than the model's context.
+      UserError: a context without a token.
     """
     room = model.cfg.max_length
-    for number, (context, continuation) in enumerate(pairs):
+    for number, (context, _) in enumerate(pairs):
         if not len(context):
             raise UserError(f"request {number}: a context needs at least one token; give the start token")
-        if len(continuation) > room:
-            raise UserError(
-                f"request {number}: a continuation of {len(continuation)} tokens does not fit the model's context of "
-                f"{room} (model.max_length)"
-            )
+    _say_what_is_cut(pairs, room)
     lengths = [len(context) + len(continuation) for context, continuation in pairs]
     order = sorted(range(len(pairs)), key=lambda i: -lengths[i])
     found: list[Likelihood] = [Likelihood(0.0, True)] * len(pairs)
@@ -80,8 +78,19 @@ def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int, room:
     mask = np.zeros((rows, width), np.float32)
     for row, (ids, (_, continuation)) in enumerate(zip(whole, pairs)):
         tokens[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
-        mask[row, len(ids) - 1 - len(continuation) : len(ids) - 1] = 1
+        mask[row, max(0, len(ids) - 1 - len(continuation)) : len(ids) - 1] = 1
     return tokens, targets, mask
+
+
+def _say_what_is_cut(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], room: int) -> None:
+    cut = sum(len(context) + len(continuation) > room + 1 for context, continuation in pairs)
+    longer = sum(len(continuation) > room for _, continuation in pairs)
+    if cut:
+        logging.warning(
+            "%d of %d texts are cut at their beginning to the model's context of %d tokens (model.max_length); of %d "
+            "of them the continuation alone is longer, and scored by its last %d tokens",
+            *(cut, len(pairs), room, longer, room),
+        )
 
 
 def windows(ids: Sequence[int], start: int, room: int) -> list[tuple[list[int], list[int]]]:

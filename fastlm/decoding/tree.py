@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fastlm.errors import UserError
-from fastlm.models import Model
+from fastlm.models import Model, ModelConfig
 from fastlm.models import attention as attention_kinds
 from fastlm.models.attention.full import FullAttention
 from fastlm.models.embedding import RelativeBias
@@ -95,12 +95,17 @@ class Tree:
         return self.ancestors.shape[2]
 
 
-def check(model: Model) -> None:
+def check(cfg: ModelConfig) -> None:
     """Raises a `UserError` if a layer of the decoder has a cache of another kind."""
-    for i in model.cfg.stack:
-        name = model.cfg.layer(i).attention
-        if attention_kinds.kind(name).module is not FullAttention:
-            raise UserError(f"beam search needs attention of kind 'full', but layer {i} has '{name}'; use sampling")
+    for i in cfg.stack:
+        layer = cfg.layer(i)
+        for key in ("attention", "cross_attention") if layer.cross else ("attention",):
+            name = getattr(layer, key)
+            if attention_kinds.kind(name).module is not FullAttention:
+                raise UserError(
+                    f"config.model.{key}: beam search needs kind 'full', but layer {i} has '{name}'; use sampling, or "
+                    "train with that kind"
+                )
 
 
 def plant(cache: Cache, beams: int, steps: int) -> Tree:

@@ -2,7 +2,8 @@
 
 Each program gets namespaces of its own (users, processes, mounts, network, IPC), no privilege, an empty
 environment, the standard library and an empty folder in memory; all else is read-only or not
-there. Limits: wall clock, CPU, address space, processes, open files, sizes of files (`sandbox.limits`).
+there. Limits: wall clock, CPU, address space, processes, open files, sizes of files (`sandbox.limits`); no System V
+IPC, whose memory those limits would not count (`sandbox.system_calls`).
 
 Defended: the machine's files, processes, network and secrets; endless loops, fork bombs, memory hogs,
 floods of output; a pass claimed by leaving early or by replacing or searching functions, frames and modules.

@@ -7,7 +7,7 @@ or whatever special tokens the model came with for pairs (`rows.row_layout`).
 Notable: each window is a row of its own, in training and in evaluation. Tokens know the characters of the
 context that they stand for, so an answer is cut out of the text and never decoded. The last window
 is moved back until it is full. Where windows begin is cached, as encoded rows are. A question that takes
-more than half of a row is cut at its end, never silently.
+more than half of a row is cut at its end, never silently: how many were is logged at every start.
 
 Dims: N tokens of the context, T tokens of a row.
 """
@@ -15,14 +15,13 @@ Dims: N tokens of the context, T tokens of a row.
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from fastlm.data.directory import data_directory
 from fastlm.data.documents import digest
-from fastlm.data.encoded import EncodedExamples
+from fastlm.data.encoded import CUT, EncodedExamples
 from fastlm.data.examples import Examples, Row
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.data.tokenizers.layout import Layout
@@ -115,13 +114,13 @@ class Windowing:
         stop = len(tokens) - len(layout.special[-1])
         return Window(tokens, types, stop - len(part), stop, first, starts, ends)
 
+    def cut(self, question: str) -> tuple[str, ...]:
+        """Returns what `encoded.CUT` says of a question."""
+        fits = len(self.tokenizer.encode(question)) <= self._longest_question
+        return () if fits else (f"questions at their end, to half of config.data.length={self.length} tokens",)
+
     def _question(self, question: str) -> np.ndarray:
-        ids = self.tokenizer.encode(question)
-        if len(ids) > self._longest_question:
-            logging.log_first_n(
-                logging.WARNING, "questions of more than half a row are cut to %d tokens", 1, self._longest_question
-            )
-        return ids[: self._longest_question]
+        return self.tokenizer.encode(question)[: self._longest_question]
 
 
 class ContextWindows(Examples):
@@ -142,12 +141,12 @@ class ContextWindows(Examples):
           UserError: the cache cannot be written.
         """
         key = digest(windowing.fingerprint, question, context)
-        cut = EncodedExamples(
-            base,
-            lambda row: {"first": windowing.firsts(str(row[question]), str(row[context]))},
-            key,
-            data_directory(data_dir),
-        )
+
+        def encode(row: Row) -> dict[str, Any]:
+            asked = str(row[question])
+            return {"first": windowing.firsts(asked, str(row[context])), CUT: windowing.cut(asked)}
+
+        cut = EncodedExamples(base, encode, key, data_directory(data_dir))
         self._base = base
         self._records = np.repeat(np.arange(len(base)), cut.lengths[:, 0])
         self._firsts = np.concatenate([cut.array("first", record) for record in range(len(base))])

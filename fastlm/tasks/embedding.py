@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fastlm.data.bucketing import Encode
+from fastlm.data.encoded import CUT
 from fastlm.data.examples import Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
@@ -51,8 +52,9 @@ class Embedding(RowsKind):
         join = Joiner(tokenizer, data.length)
 
         def encode(row: Row) -> dict[str, Any]:
-            tokens, types = join(str(row[self.text]))
-            return {"tokens": tokens} | ({"token_types": types} if cfg.token_types else {})
+            joined = join(str(row[self.text]))
+            types = {"token_types": joined.token_types} if cfg.token_types else {}
+            return {"tokens": joined.tokens, CUT: joined.cut} | types
 
         return encode
 

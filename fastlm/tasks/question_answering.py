@@ -4,9 +4,8 @@ Notable: two numbers per token, for the first and the last of the answer, as in 
 context can hold them, and place 0, which stands for "not in this window": windows of a long context without
 the answer train towards it, as do questions without an answer (1806.03822). A span's score is the sum
 of its two logits less that of place 0, which makes windows comparable; the best span of all windows
-is said, cut out of the text by characters. Scored by SQuAD's exact match and F1.
-Left out: several reference answers of a question (rows have one), so scores on sets that have several are lower
-than published ones.
+is said, cut out of the text by characters. Scored by SQuAD's exact match and F1. Of several reference answers
+(TFDS `squad`, a list in JSON lines) the first is trained on, and the one that fits best counts in the score.
 
 Dims: B batch, T time.
 """
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fastlm.data.bucketing import Encode
-from fastlm.data.examples import Examples, Row
+from fastlm.data.examples import Examples, Row, every
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
@@ -144,7 +143,8 @@ class QuestionAnswering(RowsKind):
         """
         rows, said = self.say(trained, data, evaluation, split, limit)
         outputs = [self._expected(row) | one for row, one in zip(rows, said)]
-        scores = answer_scores([o["said"] for o in outputs], [o["expected"] for o in outputs])
+        accepted = [[o["expected"], *o.get("or", ())] for o in outputs]
+        scores = answer_scores([o["said"] for o in outputs], accepted)
         metrics = {
             "exact_match": scores.exact_match.value,
             "exact_match_error": scores.exact_match.error,
@@ -198,10 +198,12 @@ class QuestionAnswering(RowsKind):
         return str(span.row[self.context])[characters].strip()
 
     def _expected(self, row: Row) -> dict[str, Any]:
-        """Returns the question, its answer, and what stands around that."""
+        """Returns the question, its answer, what stands around that, and other right answers where there are any."""
         (start, stop), context = self._answer(row), str(row[self.context])
         snippet = context[max(0, start - SNIPPET) : stop + SNIPPET]
-        return {"question": row[self.question], "context": snippet, "expected": context[start:stop]}
+        expected = {"question": row[self.question], "context": snippet, "expected": context[start:stop]}
+        others = [text for text in dict.fromkeys(row.get(every(self.answer), ())) if text != context[start:stop]]
+        return expected | ({"or": others} if others else {})
 
 
 class Span(NamedTuple):

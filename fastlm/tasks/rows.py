@@ -1,7 +1,7 @@
 """What tasks on rows of fields share: reading, encoding, batches by length, predictions in order of rows.
 
 Notable: a kind says with `encoder` what one row becomes; everything else follows. Over-long texts
-are cut (the longer of a pair first), never silently: how many were cut is logged.
+are cut (the longer of a pair first), never silently: how many were cut is logged at every start.
 
 Dims: B batch, T time.
 """
@@ -9,12 +9,11 @@ Dims: B batch, T time.
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Int
 
 from fastlm.data import bucketing, examples
@@ -150,16 +149,23 @@ def default_buckets(longest: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, longest // 4), max(1, longest // 2), longest}))
 
 
-@dataclasses.dataclass
+class Joined(NamedTuple):
+    """Texts as one row: tokens and token types, int32 [T] each, and what `encoded.CUT` says of it."""
+
+    tokens: np.ndarray
+    token_types: np.ndarray
+    cut: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Joiner:
     """Puts one or two texts between the tokenizer's special tokens, as `row_layout` says, cut to `length` tokens."""
 
     tokenizer: Tokenizer
     length: int
-    cut: int = 0
 
-    def __call__(self, first: str, second: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns tokens and token types, int32 [T <= length] each.
+    def __call__(self, first: str, second: str | None = None) -> Joined:
+        """Returns a row of T <= length tokens.
 
         Raises:
           UserError: no room for any text between the special tokens.
@@ -169,15 +175,13 @@ class Joiner:
         room = self.length - layout.size
         if room < len(parts):
             raise UserError(f"config.data.length: {self.length} leaves no room for text; raise it")
-        return layout.join(self._cut(parts, room))
+        limits = (f"texts at their end, to config.data.length={self.length} tokens",)
+        return Joined(*layout.join(self._cut(parts, room)), limits if sum(map(len, parts)) > room else ())
 
     def _cut(self, parts: list[np.ndarray], room: int) -> list[np.ndarray]:
         excess = sum(map(len, parts)) - room
         if excess <= 0:
             return parts
-        self.cut += 1
-        if self.cut == 1:
-            logging.warning("texts longer than config.data.length=%d tokens are cut at their end", self.length)
         if len(parts) == 1:
             return [parts[0][:room]]
         # The longer one gives until both are equal, then each in turn.

@@ -5,7 +5,7 @@ around a text (T5: `text </s>`, BART: `<s> text </s>`), or before an end; a deco
 text and is scored on the target only, so both families do the same tasks. Training forces the right
 past (teacher forcing); the final score writes its own, with beam search, and is compared with
 BLEU and chrF, ROUGE, or exact equality, each with a standard error. Papers: arXiv 1706.03762; label
-smoothing 1512.00567. Over-long sources and targets are cut, said once.
+smoothing 1512.00567. Over-long sources and targets are cut; how many were is logged at every start.
 
 Dims: B batch, S source time, T target time.
 """
@@ -17,10 +17,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float
 
 from fastlm.data.bucketing import Encode
+from fastlm.data.encoded import CUT
 from fastlm.data.examples import Row
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import Tokenizer
@@ -110,6 +110,29 @@ class SequenceToSequence(RowsKind):
         """Reads no target."""
         return dataclasses.replace(self, target="")
 
+    def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
+        """Checks what the final score needs, too."""
+        cfg = super().fit(cfg, tokenizer, data)
+        self.check_lengths(cfg, data)
+        try:
+            beam.check_kinds(cfg)
+        except UserError as error:
+            raise UserError(f"config.task.beams: the final score is a search with {self.beams}; {error}") from None
+        return cfg
+
+    def check_lengths(self, cfg: ModelConfig, data: Data) -> None:
+        """Raises a `UserError` unless sources fit the model, and a decoder's leave room for a target."""
+        longest = data.source_length or (data.length if cfg.family == "encoder_decoder" else max(1, data.length // 2))
+        if longest > cfg.max_length:
+            raise UserError(
+                f"config.data.source_length: {longest} is more than config.model.max_length {cfg.max_length}; lower it"
+            )
+        if cfg.family == "decoder" and longest >= data.length:
+            raise UserError(
+                f"config.data.source_length: {longest} leaves no room for a target in config.data.length "
+                f"{data.length}, which holds both for a decoder; lower the one or raise the other"
+            )
+
     def texts(self, row: Row) -> tuple[str, str]:
         """Returns the source and the target of a row."""
         return str(row[self.source]), str(row[self.target]) if self.target else ""
@@ -133,42 +156,48 @@ class SequenceToSequence(RowsKind):
 
     def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
         """Returns row -> source [S], tokens and targets [T]; of a decoder, tokens, targets and scored [T]."""
-        cut = _Cutter()
         if cfg.family == "encoder_decoder":
             longest, start = data.source_length or data.length, [self.start_token(tokenizer)]
-            layout = _layout(tokenizer)
+            layout, limit = _layout(tokenizer), f"config.data.{'source_length' if data.source_length else 'length'}"
             # What else opens a text opens a target too, behind the start (BART: </s> <s> text), or is the start.
             opening = [] if start == list(layout.special[0]) else list(layout.special[0])
 
             def encode(row: Row) -> dict[str, Any]:
-                read, written = self.texts(row)
-                source = cut(tokenizer.encode(self.prefix + read), longest - layout.size, "source")
-                target = cut(tokenizer.encode_target(written), data.length - 1 - len(opening), "target")
+                (read, written), cut = self.texts(row), _Cutter()
+                source_end = f"sources at their end, to {limit}={longest} tokens"
+                source = cut(tokenizer.encode(self.prefix + read), longest - layout.size, source_end)
+                target_end = f"targets at their end, to config.data.length={data.length} tokens"
+                target = cut(tokenizer.encode_target(written), data.length - 1 - len(opening), target_end)
                 target = np.concatenate([opening, target])
                 return {
                     "source": layout.join([source])[0],
                     "tokens": np.concatenate([start, target]).astype(np.int32),
                     "targets": np.concatenate([target, [tokenizer.eos]]).astype(np.int32),
+                    CUT: cut.limits,
                 }
 
             return encode
 
         def encode_as_one(row: Row) -> dict[str, Any]:
-            read, written = self.texts(row)
-            source = self.prompt(tokenizer, read, data)
-            target = cut(tokenizer.encode(written), data.length - len(source), "target")
+            (read, written), cut = self.texts(row), _Cutter()
+            source = self.prompt(tokenizer, read, data, cut)
+            end = f"targets at their end, to what sources leave of config.data.length={data.length} tokens"
+            target = cut(tokenizer.encode(written), data.length - len(source), end)
             whole = np.concatenate([source, target, [tokenizer.eos]]).astype(np.int32)
             scored = (np.arange(1, len(whole)) >= len(source)).astype(np.int32)
-            return {"tokens": whole[:-1], "targets": whole[1:], "scored": scored}
+            return {"tokens": whole[:-1], "targets": whole[1:], "scored": scored, CUT: cut.limits}
 
         return encode_as_one
 
-    def prompt(self, tokenizer: Tokenizer, text: str, data: Data) -> np.ndarray:
+    def prompt(self, tokenizer: Tokenizer, text: str, data: Data, cut: "_Cutter") -> np.ndarray:
         """Returns what a decoder reads before it writes, cut at its beginning to leave half of the length."""
         start = [] if tokenizer.bos is None else [tokenizer.bos]
         ids = tokenizer.encode(self.prefix + text + self.separator)
-        room = (data.source_length or data.length // 2) - len(start)
-        return np.concatenate([start, ids[max(0, len(ids) - room) :]]).astype(np.int32)
+        room = max(0, (data.source_length or data.length // 2) - len(start))
+        half = f"half of config.data.length={data.length}"
+        limit = f"config.data.source_length={data.source_length}" if data.source_length else half
+        kept = cut(ids[::-1], room, f"sources at their beginning, to {limit} tokens")[::-1]
+        return np.concatenate([start, kept]).astype(np.int32)
 
     def completed(self, trained: Trained, data: Data, texts: Sequence[str]) -> list[str]:
         """Returns source and target; the model writes the target if there is none."""
@@ -204,6 +233,7 @@ class SequenceToSequence(RowsKind):
         self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0
     ) -> tuple[list[Row], list[dict[str, Any]]]:
         """Returns rows, and the text written for each."""
+        self.check_lengths(trained.model.cfg, data)
         records = self._records(trained, data, evaluation, split, limit)
         rows = rows_by_record(self.load(data, split), records)
         written = self.write(trained, rows, data, evaluation.batch_size or data.batch_size)
@@ -220,7 +250,9 @@ class SequenceToSequence(RowsKind):
         writing = self.writing(model.cfg, tokenizer)
         pair = model.cfg.family == "encoder_decoder"
         read = self.encoder(model.cfg, tokenizer, data) if pair else None
-        inputs = [read(row)["source"] if pair else self.prompt(tokenizer, self.texts(row)[0], data) for row in rows]
+        inputs = [
+            read(row)["source"] if pair else self.prompt(tokenizer, self.texts(row)[0], data, _Cutter()) for row in rows
+        ]
         said: list[str] = [""] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(inputs[i]))  # like lengths together: few shapes, no padding
         for start in range(0, len(order), batch_size):
@@ -249,15 +281,14 @@ def _layout(tokenizer: Tokenizer) -> Layout:
 
 
 class _Cutter:
-    """Cuts arrays at their end, and says so the first time."""
+    """Cuts arrays of one row at their end, and keeps which limits did."""
 
     def __init__(self) -> None:
-        self.said: set[str] = set()
+        self.limits: list[str] = []
 
-    def __call__(self, ids: np.ndarray, room: int, what: str) -> np.ndarray:
-        if len(ids) > room and what not in self.said:
-            self.said.add(what)
-            logging.warning("a %s of %d tokens and those like it are cut to %d (config.data)", what, len(ids), room)
+    def __call__(self, ids: np.ndarray, room: int, limit: str) -> np.ndarray:
+        if len(ids) > room:
+            self.limits.append(limit)
         return ids[:room]
 
 

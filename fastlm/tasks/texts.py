@@ -7,9 +7,9 @@ import dataclasses
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 from jaxtyping import Array, Float
 
+from fastlm.data.encoded import CUT
 from fastlm.data.examples import Row
 from fastlm.data.settings import Data
 from fastlm.data.tokenizers import Tokenizer
@@ -48,10 +48,11 @@ class TextsKind(RowsKind):
         pooling = "last" if cfg.family == "decoder" else cfg.pooling
         return dataclasses.replace(cfg, classes=self.classes, pooling=pooling)
 
-    def encode_texts(self, join: Joiner, row: Row, cfg: ModelConfig) -> dict[str, np.ndarray]:
-        """Returns what the model reads of a row: tokens, and token types where it has them."""
-        tokens, types = join(*(str(row[name]) for name in self.text_fields))
-        return {"tokens": tokens} | ({"token_types": types} if cfg.token_types else {})
+    def encode_texts(self, join: Joiner, row: Row, cfg: ModelConfig) -> dict[str, Any]:
+        """Returns what the model reads of a row, tokens and token types where it has them, and what of it is cut."""
+        joined = join(*(str(row[name]) for name in self.text_fields))
+        types = {"token_types": joined.token_types} if cfg.token_types else {}
+        return {"tokens": joined.tokens, CUT: joined.cut} | types
 
 
 def text_logits(model: Model, weights: Any, batch: Batch, rng: Array | None) -> Float[Array, "B C"]:

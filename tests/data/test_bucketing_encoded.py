@@ -1,12 +1,15 @@
 """Encoded rows: what the encoder gave is what is read, and what it may not give is said."""
 
+import json
+import logging
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlm.data.documents import digest
-from fastlm.data.encoded import EncodedExamples
+from fastlm.data.encoded import EncodedExamples, log_once
 from fastlm.data.examples.base import Examples
 from fastlm.errors import UserError
 
@@ -97,3 +100,36 @@ def test_the_cache_follows_rows_and_encoder(tmp_path):
     other = encoded([{"x": [2]}], tmp_path, "y")
     assert other.array("x", 0).tolist() == [2] and other.fingerprint != first.fingerprint
     assert encoded([{"x": [1]}, {"x": [3]}], tmp_path).fingerprint != first.fingerprint
+
+
+@pytest.fixture
+def warned(caplog):
+    """Opens rows as another run would, and returns what that logs from warnings on."""
+
+    def opened(*arguments):
+        log_once.cache_clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            return encoded(*arguments), caplog.messages.copy()
+
+    return opened
+
+
+def test_how_many_rows_were_cut_is_said_by_every_run(tmp_path, warned):
+    values = [{"x": [1], "cut": ["at its end", "too wide"]}, {"x": [1], "cut": ()}, {"x": [2], "cut": ["at its end"]}]
+    for _ in range(2):
+        rows, messages = warned(values, tmp_path)
+        assert messages == ["numbered: 2 of 3 rows are cut: at its end; 1 of 3 rows are cut: too wide"]
+    assert rows.arrays == {"x": "int32"} and rows.scalars == {}
+    assert rows.cut == {"at its end": 2, "too wide": 1}
+    assert warned([{"x": [1], "cut": ()}], tmp_path)[1] == []
+
+
+def test_a_cache_from_before_cuts_were_counted_opens(tmp_path, warned):
+    encoded([{"x": [7], "cut": ["x"]}], tmp_path)
+    [folder] = (tmp_path / "encoded").iterdir()
+    fields = json.loads((folder / "fields.json").read_text())
+    del fields["cut"]
+    (folder / "fields.json").write_text(json.dumps(fields))
+    rows, messages = warned([{"x": [7]}], tmp_path)
+    assert (rows.array("x", 0).tolist(), rows.cut, messages) == ([7], {}, [])

@@ -88,8 +88,23 @@ def test_json_lines_are_flattened(tmp_path):
     write(tmp_path / "a.jsonl", json.dumps(first) + "\r\n \n" + json.dumps(second))
     rows = load(f"jsonl:{tmp_path}/a.jsonl")
     assert rows.fields == ("id", "score", "ok", "answers/text", "answers/start")
-    assert rows[0] == {"id": 1, "score": 0.5, "ok": 1, "answers/text": "a", "answers/start": 3}
+    assert rows[0] == {
+        "id": 1,
+        "score": 0.5,
+        "ok": 1,
+        "answers/text": "a",
+        "answers/start": 3,
+        examples.every("answers/text"): ("a", "b"),
+    }
     assert list(rows[1].items()) == [("id", 2), ("score", 2), ("ok", 0), ("answers/text", "é"), ("answers/start", 0)]
+
+
+def test_the_rest_of_a_list_moves_no_row_to_another_split(tmp_path):
+    texts = [f"text {n}" for n in range(40)]
+    write(tmp_path / "one.jsonl", "\n".join(json.dumps({"a": text}) for text in texts))
+    write(tmp_path / "all.jsonl", "\n".join(json.dumps({"a": [text, "other"]}) for text in texts))
+    one, both = ([row["a"] for row in load(f"jsonl:{tmp_path}/{name}.jsonl", "test")] for name in ("one", "all"))
+    assert one == both and 0 < len(one) < len(texts)
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".bz2", bz2.open), (".xz", lzma.open)])

@@ -97,6 +97,8 @@ def test_nested_features_are_fields(nested, caplog):
         "sure": 1,
     }
     assert {type(value) for value in by_number[1].values()} == {int, str, float}
+    assert by_number[2]["answers/text"] == "é" and by_number[2][examples.every("answers/text")] == ("é", "b")
+    assert not set(rows.fields) & set(map(examples.every, rows.fields))
     assert by_number[3]["answers/text"] == "" and by_number[3]["answers/answer_start"] == -1
     assert rows.get([4, 0]) == [rows[4], rows[0]] and rows.get([]) == []
     assert pickle.loads(pickle.dumps(rows))[2] == rows[2]

@@ -249,5 +249,5 @@ def test_what_cannot_be_is_refused(options, message):
 def test_attention_that_cannot_keep_beams_apart_is_refused(monkeypatch):
     other = dataclasses.replace(attention_kinds.KINDS["full"], module=type("Recurrent", (), {}))
     monkeypatch.setitem(attention_kinds.KINDS, "full", other)
-    with pytest.raises(UserError, match="beam search needs attention of kind 'full'"):
+    with pytest.raises(UserError, match="beam search needs kind 'full'"):
         beam.search(*build("decoder"), ROWS, max_tokens=3)

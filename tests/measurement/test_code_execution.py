@@ -1,6 +1,5 @@
 """Untrusted programs end as scored failures, and nothing outside their folder changes."""
 
-import ctypes
 import os
 import socket
 import time
@@ -141,17 +140,45 @@ def test_the_network_is_away():
     assert outcome.status == "failed" and outcome.error in ("OSError", "ConnectionRefusedError")
 
 
-def test_shared_memory_is_away():
-    libc = ctypes.CDLL(None)
-    key = os.getpid()
-    segment = libc.shmget(key, 4096, 0o1666)  # created, for everyone
-    assert segment >= 0
-    try:
-        assert libc.shmget(key, 4096, 0o666) == segment
-        [outcome] = run(f"import ctypes; assert ctypes.CDLL(None).shmget({key}, 4096, 0o666) >= 0")
-    finally:
-        libc.shmctl(segment, 0, None)
-    assert outcome.status == "failed"
+KEEP = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+for _ in range(5):
+    segment = libc.shmget(0, 32 << 20, 0o1600)
+    if segment < 0:
+        raise OSError(ctypes.get_errno(), "no segment")
+    place = ctypes.c_void_p(libc.shmat(segment, None, 0))
+    ctypes.memset(place, 1, 32 << 20)
+    libc.shmdt(place)
+"""
+
+
+def test_memory_cannot_be_kept_where_no_limit_counts_it():
+    """System V's shared memory, and its queues and semaphores, which the kernel keeps too."""
+    others = "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.{} >= 0"
+    kept, queue, semaphores = run(
+        KEEP, others.format("msgget(0, 0o1600)"), others.format("semget(0, 9, 0o1600)"), memory_bytes=128 << 20
+    )
+    assert (kept.status, kept.message) == ("failed", "[Errno 38] no segment")
+    assert queue.error == semaphores.error == "AssertionError"
+
+
+# As a program of 32 bits would call shmget: eax = 395, ebx = 0, ecx = 4096, edx = 0o1600; int 0x80.
+OLD_CALL = """
+import ctypes, mmap
+code = bytes.fromhex("53 b88b010000 31db b900100000 ba80030000 cd80 5b c3")
+memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+memory.write(code)
+called = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))()
+assert called == -38, called
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="other machines number their calls in one way")
+def test_calls_of_another_numbering_are_refused_too():
+    [outcome] = run(OLD_CALL)
+    assert outcome.passed, outcome
 
 
 def test_killing_the_parent_fails():

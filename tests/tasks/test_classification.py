@@ -114,12 +114,14 @@ def test_summarize_by_hand():
 )
 def test_texts_are_joined_and_the_longer_one_is_cut(first, second, expected):
     join = Joiner(TOKENIZER, 8)
-    tokens, types = join(first, second)
+    tokens, types, cut = join(first, second)
     end = TOKENIZER.eos
     opening = [] if TOKENIZER.bos is None else [TOKENIZER.bos]
     parts = expected.split(b"|")
     assert len(tokens) <= 8
     assert len(tokens) == len(types)
+    shorter = len(expected.replace(b"|", b"")) < len(first + (second or ""))
+    assert cut == (("texts at their end, to config.data.length=8 tokens",) if shorter else ())
     assert tokens.tolist() == opening + [t for part in parts for t in [*part, end]]
     assert types.tolist() == [0] * (len(opening) + len(parts[0]) + 1) + [1] * (len(parts[1]) + 1 if second else 0)
 

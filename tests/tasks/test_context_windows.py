@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.data import examples
+from fastlm.data.encoded import log_once
 from fastlm.data.tokenizers import byte_level
 from fastlm.errors import UserError
 from fastlm.tasks.context_windows import FIRST, WHERE, ContextWindows, Windowing
@@ -67,6 +68,18 @@ def test_rows_become_windows_that_know_their_row(tmp_path):
     assert set(made.fields) == {*base.fields, FIRST, WHERE}
     wider = ContextWindows(base, Windowing(TOKENIZER, 24, 0), question="q", context="c", data_dir=tmp_path)
     assert wider.fingerprint != made.fingerprint and len(wider) == 5 and np.all(np.diff(wider._records) >= 0)
+
+
+def test_how_many_questions_were_cut_is_said_by_every_run(tmp_path, caplog):
+    rows = [{"split": "train", "q": "?" * size, "c": "x" * 30} for size in (12, 13, 50)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = examples.load(f"jsonl:{tmp_path}/rows.jsonl", "train", data_dir=tmp_path)
+    for _ in range(2):
+        log_once.cache_clear()
+        ContextWindows(base, WINDOWING, question="q", context="c", data_dir=tmp_path)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    cut = "2 of 3 rows are cut: questions at their end, to half of config.data.length=24 tokens"
+    assert said == [f"{base.name}: {cut}"] * 2
 
 
 def test_an_overlap_that_leaves_nothing_new_is_refused():

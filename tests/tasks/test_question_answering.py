@@ -252,6 +252,20 @@ def test_questions_without_an_answer(tmp_path):
     assert scored.metrics["exact_match"] == 0.5 and scored.outputs[1]["expected"] == ""
 
 
+def test_the_best_of_several_reference_answers_counts(tmp_path, monkeypatch):
+    answers = {"text": ["two", "one two", "two"], "start": [4, 0, 4]}
+    made = [row(split="test", answers=answers), row(split="test", answers={"text": ["two"], "start": [4]})]
+    made = data(tmp_path, made)
+    kind = dataclasses.replace(KIND, answer="answers/text", answer_start="answers/start")
+    windows = list(kind.rows(CFG, TOKENIZER, made, "test")[0][0])
+    monkeypatch.setattr(qa.QuestionAnswering, "say", lambda *a, **b: (windows, [{"said": "One two."}] * 2))
+    scored = kind.score(None, made, EVALUATION, "test")
+    assert scored.metrics["exact_match"] == 0.5
+    assert scored.metrics["f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert [output["expected"] for output in scored.outputs] == ["two", "two"]
+    assert [output.get("or") for output in scored.outputs] == [["one two"], None]
+
+
 def test_settings_that_cannot_be(rows):
     for changes, message in (
         ({"stride": -1}, "stride: must be at least 0"),

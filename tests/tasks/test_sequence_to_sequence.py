@@ -1,5 +1,6 @@
 """From text to text: what a row becomes, what is scored, and both families learn to reverse words."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from fastlm.data.encoded import log_once
 from fastlm.data.settings import Data, Evaluation
 from fastlm.data.tokenizers import byte_level
 from fastlm.errors import UserError
@@ -52,7 +54,9 @@ def test_a_row_of_an_encoder_decoder(data):
     assert encoded["source"].tolist() == [97, 98, END]
     assert encoded["tokens"].tolist() == [KIND.start_token(TOKENIZER), *b"xyz"]
     assert encoded["targets"].tolist() == [*b"xyz", END]
-    long = KIND.encoder(MODELS["encoder_decoder"], TOKENIZER, data)({"from": "a" * 50, "to": "b" * 50})
+    assert not encoded["cut"]
+    long = dict(KIND.encoder(MODELS["encoder_decoder"], TOKENIZER, data)({"from": "a" * 50, "to": "b" * 50}))
+    assert [limit.split(",")[0] for limit in long.pop("cut")] == ["sources at their end", "targets at their end"]
     assert {name: len(ids) for name, ids in long.items()} == {"source": 12, "tokens": 12, "targets": 12}
     assert long["targets"][-1] == long["source"][-1] == END
 
@@ -64,6 +68,43 @@ def test_a_row_of_a_decoder_is_scored_on_its_target_only(data):
     assert encoded["tokens"].tolist() == whole[:-1]
     assert encoded["targets"].tolist() == whole[1:]
     assert encoded["targets"][encoded["scored"] > 0].tolist() == [*b"xyz", END]
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths", "limits"),
+    [
+        (
+            "encoder_decoder",
+            {},
+            ["sources at their end, to config.data.length=12", "targets at their end, to config.data.length=12"],
+        ),
+        (
+            "decoder",
+            {},
+            [
+                "sources at their beginning, to half of config.data.length=12",
+                "targets at their end, to what sources leave of config.data.length=12",
+            ],
+        ),
+        (
+            "decoder",
+            {"source_length": 4, "length": 32},
+            ["sources at their beginning, to config.data.source_length=4"],
+        ),
+    ],
+)
+def test_how_many_rows_were_cut_is_said_by_every_run(tmp_path, caplog, family, lengths, limits):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"split": "train", "from": "a" * n, "to": "b" * n} for n in (1, 20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ((f"jsonl:{path}", 1.0),)
+    data = Data(sources=sources, length=12, batch_size=2, data_dir=str(tmp_path / "d"), prefetch=0)
+    data = dataclasses.replace(data, **lengths)
+    for _ in range(2):
+        log_once.cache_clear()
+        KIND.train_batches(MODELS[family], TOKENIZER, data, 0).close()
+    said = [record.getMessage().split(": ", 1)[1] for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["; ".join(f"1 of 2 rows are cut: {limit} tokens" for limit in limits)] * 2
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -117,3 +158,66 @@ def test_settings_that_cannot_be():
         SequenceToSequence(beams=0)
     with pytest.raises(UserError, match="'encoder' cannot do this task"):
         KIND.fit(ModelConfig(family="encoder", head="none", vocab_size=300), TOKENIZER, None)
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths", "changes", "message"),
+    [
+        (
+            "decoder",
+            {"source_length": 12},
+            {},
+            "source_length: 12 leaves no room for a target in config.data.length 12",
+        ),
+        ("decoder", {"source_length": 13}, {}, "source_length: 13 leaves no room"),
+        ("decoder", {"length": 1}, {}, "source_length: 1 leaves no room for a target in config.data.length 1"),
+        (
+            "encoder_decoder",
+            {"source_length": 33},
+            {},
+            r"config\.data\.source_length: 33 is more than config\.model\.max_length 32",
+        ),
+        (
+            "decoder",
+            {},
+            {"attention": ("full", "local(window=4)"), "layers": 2},
+            r"config\.task\.beams: .* 2; config\.model\.attention: beam .* layer 1 has 'local",
+        ),
+        (
+            "encoder_decoder",
+            {},
+            {"cross_attention": "linformer(rank=4)"},
+            r"config\.task\.beams: .* 2; config\.model\.cross_attention: kind 'linformer",
+        ),
+        (
+            "encoder_decoder",
+            {},
+            {"cross_attention": "linear"},
+            r"config\.task\.beams: .* 2; config\.model\.cross_attention: beam .* layer 1 has 'linear'",
+        ),
+    ],
+)
+def test_runs_that_could_not_be_scored_are_refused_at_once(data, family, lengths, changes, message):
+    cfg = dataclasses.replace(MODELS[family], **changes)
+    with pytest.raises(UserError, match=message) as raised:
+        KIND.fit(cfg, TOKENIZER, dataclasses.replace(data, **lengths))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lengths", [{"source_length": 11}, {"length": 2}])
+def test_the_longest_that_fit_a_decoder_are_trained_on_and_scored(data, lengths):
+    """A row is never longer than `length`, and there is room to write."""
+    data = dataclasses.replace(data, **lengths)
+    model = Model(KIND.fit(MODELS["decoder"], TOKENIZER, data))
+    long = {"from": "a" * 50, "to": "b" * 50}
+    encoded = KIND.encoder(model.cfg, TOKENIZER, data)(long)
+    assert len(encoded["tokens"]) == len(encoded["targets"]) <= data.length
+    trained = Trained(model, None, {"model": model.init(jax.random.key(0))}, TOKENIZER, meshes.make())
+    assert len(KIND.write(trained, [long], data, 1)) == 1
+
+
+def test_a_shorter_length_is_refused_when_scored(data):
+    model = Model(MODELS["decoder"])
+    trained = Trained(model, None, None, TOKENIZER, meshes.make())
+    with pytest.raises(UserError, match="source_length: 8 leaves no room"):
+        KIND.score(trained, dataclasses.replace(data, length=6, source_length=8), Evaluation(), "test")

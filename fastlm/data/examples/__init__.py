@@ -15,7 +15,7 @@ import os
 
 from fastlm.data.directory import data_directory
 from fastlm.data.documents import parse_split, slice_range
-from fastlm.data.examples.base import Examples, Row, Selection
+from fastlm.data.examples.base import Examples, Row, Selection, every
 from fastlm.data.examples.options import parse_file_spec
 from fastlm.data.examples.texts import FieldTexts
 from fastlm.data.examples.tfds_rows import TfdsExamples
@@ -23,7 +23,7 @@ from fastlm.data.examples.user_files import FileExamples
 from fastlm.data.sources import Sources, data_set_folder, weighted_sources
 from fastlm.errors import UserError
 
-__all__ = ["Examples", "FieldTexts", "Row", "load", "load_mixture"]
+__all__ = ["Examples", "FieldTexts", "Row", "every", "load", "load_mixture"]
 
 
 def load(spec: str, split: str, *, data_dir: str | os.PathLike[str] | None = None) -> Examples:

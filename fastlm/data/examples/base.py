@@ -2,8 +2,9 @@
 
 Notable: the counterpart of `Documents` for what has more than a text: pairs, labelled examples,
 questions with answers. Values are text or numbers, nothing nested; what is nested where it comes from
-gets names with slashes (``answers/text``), and of a list the first element. Images are texts of numbers
-(``0 255 17``), which the tokenizer kind "numbers" reads. Left out: several references per row.
+gets names with slashes (``answers/text``), and of a list the first element. Of a list of several texts, as the
+reference answers of a question are, a row keeps all besides, under `every(name)`. Images are texts of numbers
+(``0 255 17``), which the tokenizer kind "numbers" reads.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,12 @@ import numpy as np
 
 from fastlm.data.documents import digest
 
-Row = dict[str, str | int | float]
+Row = dict[str, str | int | float | tuple[str, ...]]
+
+
+def every(name: str) -> str:
+    """Returns where a row may have all texts of a list, of which its field `name` is the first; no field itself."""
+    return f"#every {name}"
 
 
 class Examples(ABC):

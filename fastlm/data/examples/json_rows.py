@@ -1,6 +1,6 @@
 """JSON-lines files: one object a line, the same fields in each.
 
-Notable: nested objects are flattened (``answers/text``), a list gives its first element, true and
+Notable: nested objects are flattened (``answers/text``), a list gives its first element (see `base.every`), true and
 false become 1 and 0. What a row cannot hold (null, an empty list) is an error that names the line.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastlm.data.examples.base import Row
+from fastlm.data.examples.base import Row, every
 from fastlm.data.examples.lines import BYTE_ORDER_MARK, ScannedRow, TextLines
 from fastlm.data.json_lines import check_characters, parse_object
 from fastlm.errors import UserError
@@ -47,17 +47,18 @@ class JsonFormat:
           UserError: as `scan`.
         """
         row = flatten(parse_object(text.removeprefix(BYTE_ORDER_MARK), where), where)
+        lists = {name: row.pop(name) for name, value in list(row.items()) if isinstance(value, tuple)}
         self.fields = self.fields or tuple(row)
         if row.keys() != set(self.fields):
             raise UserError(
                 f"{where} has the fields {', '.join(row) or '(none)'}, but the first row has "
                 f"{', '.join(self.fields)}: give every row the same"
             )
-        return {name: row[name] for name in self.fields}
+        return {name: row[name] for name in self.fields} | lists
 
 
 def flatten(record: Mapping[str, Any], where: str) -> Row:
-    """Returns a nested record as a row: ``a/b`` for field b of a, the first element of a list.
+    """Returns a nested record as a row: ``a/b`` for field b of a, the first element of a list, and `every` text of it.
 
     Raises:
       UserError: a value is null, no number or an empty list, or two fields get one name; `where` opens the message.
@@ -70,12 +71,14 @@ def flatten(record: Mapping[str, Any], where: str) -> Row:
     return row
 
 
-def _leaves(name: str, value: Any, where: str) -> Iterator[tuple[str, str | int | float]]:
+def _leaves(name: str, value: Any, where: str) -> Iterator[tuple[str, str | int | float | tuple[str, ...]]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(f"{name}/{key}" if name else key, inner, where)
     elif isinstance(value, list) and value:
         yield from _leaves(name, value[0], where)
+        if len(value) > 1 and all(isinstance(text, str) for text in value):
+            yield every(name), tuple(check_characters(text, name, where) for text in value)
     else:
         yield name, _scalar(name, value, where)
 

@@ -1,10 +1,10 @@
 """Rows of data sets prepared by TensorFlow Datasets, read from disk without TensorFlow.
 
 Notable: every feature that is a text or a number is a field, nested ones as ``answers/text``. Of a
-sequence the first element is taken; of an empty one "" or -1 (an unanswerable question has no answer
-and starts nowhere). Images, and other whole numbers of a fixed shape, are texts of numbers in row order, "0 255 17":
-the tokenizer kind "numbers" reads them. Colours become gray. Other features of several dimensions are left out, and
-logged.
+sequence the first element is taken (and of several texts all, see `base.every`); of an empty one "" or -1 (an
+unanswerable question has no answer and starts nowhere). Images, and other whole numbers of a fixed shape, are texts of
+numbers in row order, "0 255 17": the tokenizer kind "numbers" reads them. Colours become gray. Other features of
+several dimensions are left out, and logged.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastlm.data.documents import check_split, digest
-from fastlm.data.examples.base import Examples, Row
+from fastlm.data.examples.base import Examples, Row, every
 from fastlm.data.tfds_documents import open_builder
 from fastlm.errors import UserError
 
@@ -78,7 +78,10 @@ class TfdsExamples(Examples):
 
     def _row(self, index: int, record: Mapping[str, Any]) -> Row:
         try:
-            return {field.name: _value(record, field) for field in self._kept}
+            row = {field.name: _value(record, field) for field in self._kept}
+            lists = {field.name: _at(record, field) for field in self._kept if field.empty == ""}
+            texts = {every(name): tuple(map(_plain, values)) for name, values in lists.items() if len(values) > 1}
+            return row | texts
         except UnicodeDecodeError as error:
             raise UserError(
                 f"record {index} of {self.name} is not valid UTF-8 at byte {error.start}: prepare the data set again"
@@ -126,14 +129,23 @@ def number_text(values: np.ndarray) -> str:
     return " ".join(map(str, values.ravel().tolist()))
 
 
-def _value(record: Mapping[str, Any], field: _Field) -> str | int | float:
+def _at(record: Mapping[str, Any], field: _Field) -> Any:
     value: Any = record
     for name in field.path:
         value = value[name]
+    return value
+
+
+def _value(record: Mapping[str, Any], field: _Field) -> str | int | float:
+    value = _at(record, field)
     if field.is_image:
         return number_text(np.asarray(value))
     if field.empty is not None:
         value = value[0] if len(value) else field.empty
+    return _plain(value)
+
+
+def _plain(value: Any) -> str | int | float:
     value = value.item() if isinstance(value, (np.generic, np.ndarray)) else value
     if isinstance(value, bytes):
         return value.decode("utf-8")

@@ -82,7 +82,8 @@ class FileExamples(Examples):
             for start, stop, line, row in self._format.scan(path, shown):
                 total += 1
                 split_of = split_of or Splitter(spec, self._format.fields, str(shown))
-                if split_of(list(row.values()), f"{shown}:{line}") == split or split == "all":
+                values = [row[name] for name in self._format.fields]
+                if split_of(values, f"{shown}:{line}") == split or split == "all":
                     places.extend((number, start, stop, line))
         return total, np.frombuffer(places, np.int64).reshape(-1, 4)
 

@@ -39,7 +39,10 @@ except TimeoutError:
     raise AssertionError("the network can be reached") from None
 except OSError:
     pass
-assert ctypes.CDLL(None).unshare(0x10000000) != 0, "further user namespaces can be made"
+libc = ctypes.CDLL(None)
+assert libc.unshare(0x10000000) != 0, "further user namespaces can be made"
+for made in (libc.shmget(0, 1, 0o1600), libc.semget(0, 1, 0o1600), libc.msgget(0, 0o1600)):
+    assert made < 0, "memory can be kept that is not limited (System V IPC)"
 for _ in range({limits.PROCESSES} + 1):
     try:
         if os.fork() == 0:

@@ -7,7 +7,7 @@ capability that is used here reaches beyond the new user namespace.
 Notable: root maps every user it has, and the program becomes nobody, because the kernel does not limit
 the number of root's processes; another user maps only itself. The new root is an empty tmpfs with the
 given paths bound read-only (`mount_setattr`, Linux 5.12, the one call that reaches mounts below them). Left out:
-/proc, which programs do without and which a container may not mount; seccomp.
+/proc, which programs do without and which a container may not mount.
 """
 
 import ctypes

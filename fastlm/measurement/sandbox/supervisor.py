@@ -22,8 +22,10 @@ import types
 from typing import NoReturn
 
 import limits
+import system_calls
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,6 +65,8 @@ def _drop_privileges() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     call("capset", header, (ctypes.c_uint32 * 6)())
     call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    calls = system_calls.without_ipc(os.uname().machine)
+    call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(calls), 0, 0)
     die_with_parent()  # a change of user had cancelled it
 
 
