@@ -41,6 +41,7 @@ def folder(tmp_path):
         ("llama", {"hidden_size": -32}, "'hidden_size': must be a whole number from 0"),
         ("llama", {"hidden_size": 2**40}, "'hidden_size': must be a whole number"),
         ("llama", {"hidden_size": 0}, "cannot be built"),
+        ("llama", {"vocab_size": 0}, "vocab_size 0"),
         ("llama", {"num_attention_heads": 0}, "cannot be built"),
         ("llama", {"num_hidden_layers": 10**9}, "more layers than there are tensors"),
         ("llama", {"rms_norm_eps": "small"}, "'rms_norm_eps': must be a number of usual size"),

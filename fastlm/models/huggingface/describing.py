@@ -101,6 +101,9 @@ def read_model(
     if fields["layers"] + fields.get("encoder_layers", 0) > len(names):
         raise UserError(f"{options.where}: describes more layers than there are tensors ({len(names)})")
     fields |= {"head": head.kind, "classes": classes if head.kind in ("sequence", "tokens") else 0} | dict(head.fields)
+    for name, needed in (("vocab_size", True), ("classes", head.kind in ("sequence", "tokens"))):
+        if needed and not fields[name]:  # in a config of ours it would be filled in, so the model does not mind
+            raise UserError(f"{options.where}: describes a model with {name} 0; the file is damaged")
     last = fields["family"] == "decoder" and head.kind in ("sequence", "none")  # the only token that saw the others
     fields["pooling"] = pooling or ("last" if last else "first")
     if fields.get("head_dim") and fields["heads"] and fields["head_dim"] == fields["width"] // fields["heads"]:
