@@ -47,7 +47,7 @@ TASKS = {
     ("decoder", "language_model"): "language_modeling",
     ("encoder_decoder", "language_model"): "sequence_to_sequence",
     ("encoder", "masked_language_model"): "masked_language_modeling",
-    ("encoder", "tokens"): "question_answering",
+    ("encoder", "tokens"): "question_answering",  # only of a class that marks spans; others tag tokens
     ("encoder", "sequence"): "classification",
     ("decoder", "sequence"): "classification",
     ("encoder", "none"): "embedding",
@@ -267,7 +267,9 @@ def task_of(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]
     """Returns the section `task` that goes with family and head; empty where no task here reads them."""
     cfg, generation, labels = model.cfg, model.about["generation"], model.about["labels"]
     name = "regression" if cfg.head == "sequence" and cfg.classes == 1 else TASKS.get((cfg.family, cfg.head))
-    if name is None:
+    tags = name == "question_answering" and not model.about["architecture"].endswith("ForQuestionAnswering")
+    if name is None or tags:
+        say(f"  no task here asks a model with this '{cfg.head}' head; fine-tune it, or write it back")
         return {}
     section: dict[str, Any] = {"name": name}
     if name == "classification":

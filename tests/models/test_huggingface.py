@@ -280,6 +280,21 @@ def test_names_of_labels_are_kept(copy_of, tmp_path):
     assert huggingface.read(tmp_path / "out").labels == imported.labels
 
 
+def test_what_a_head_is_for_is_read_and_written(copy_of, tmp_path):
+    """A model of several labels at a time is refused; its body is free, and so is a new head."""
+    folder = with_options(copy_of("bert_classifier"), problem_type="single_label_classification")
+    imported = huggingface.read(folder)
+    huggingface.write(tmp_path / "out", imported.cfg, imported.params)
+    assert options_of(tmp_path / "out")["problem_type"] == "single_label_classification"
+    with_options(folder, problem_type="multi_label_classification")
+    assert huggingface.read(folder, head="none").cfg.head == "none"
+    assert huggingface.read(folder, classes=5, allow_missing=("head",)).cfg.classes == 5
+    one = huggingface.read(folder, classes=1, allow_missing=("head",))
+    huggingface.write(tmp_path / "one", one.cfg, huggingface.complete(one, jax.random.key(0)))
+    assert options_of(tmp_path / "one")["problem_type"] == "regression"
+    assert huggingface.read(tmp_path / "one").cfg.classes == 1
+
+
 def test_pooling_of_sentence_encoders_is_kept(copy_of, tmp_path):
     folder = copy_of("bert_model")
     assert huggingface.read(folder).cfg.pooling == "first"

@@ -71,6 +71,12 @@ def folder(tmp_path):
         ("marian", {"share_encoder_decoder_embeddings": False}, "'share_encoder_decoder_embeddings': False"),
         ("marian", {"decoder_vocab_size": 66}, "'decoder_vocab_size': must be vocab_size"),
         ("bert_classifier", {"id2label": {"0": "a", "2": "b"}}, "'id2label': must number the classes from 0"),
+        (
+            "bert_classifier",
+            {"problem_type": "multi_label_classification"},
+            "'problem_type': 'multi_label_classification' is not supported, only 'single_label_classification'",
+        ),
+        ("bert_classifier", {"problem_type": "regression"}, "'problem_type': 'regression' is not supported"),
         ("bert_classifier", {"id2label": {"a": "b"}}, "'id2label': must be names by number"),
         ("llama", {"eos_token_id": "</s>"}, "'eos_token_id': must be a token id"),
     ],

@@ -160,6 +160,11 @@ def label_names(options: Options) -> tuple[str, ...]:
     return tuple(str(name) for _, name in ordered)
 
 
+def problem_type(classes: int) -> str:
+    """Returns how config.json calls what a "sequence" head of so many numbers is for; left out, it means the same."""
+    return "regression" if classes == 1 else "single_label_classification"
+
+
 def described_labels(labels: tuple[str, ...], classes: int) -> dict[str, Any]:
     """Returns the options of config.json for `classes` classes of these names (or numbered ones)."""
     names = labels if len(labels) == classes else tuple(f"LABEL_{i}" for i in range(classes))

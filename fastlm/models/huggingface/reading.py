@@ -152,6 +152,8 @@ def _read_tensors(weights: WeightSource, architecture: Architecture, options: Op
     check_computed(architecture, cfg, weights)
     params = read_params(cfg, matched, weights, wanted.dtype)
     classified = cfg.head in ("sequence", "tokens") and not missing
+    if classified and cfg.head == "sequence":  # several labels at a time would be read as a choice of one
+        options.require({"problem_type": (folders.problem_type(cfg.classes),)})
     return Imported(cfg, params, class_name, {}, {}, labels if classified else (), missing, unused)
 
 

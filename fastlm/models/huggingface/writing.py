@@ -61,6 +61,8 @@ def write(
     options["dtype"] = options["torch_dtype"] = tensors[0].dtype.name
     if cfg.head in ("sequence", "tokens"):
         options |= folders.described_labels(labels, cfg.classes)
+    if cfg.head == "sequence":  # without it, pipelines of transformers squash an estimate into [0, 1]
+        options["problem_type"] = folders.problem_type(cfg.classes)
     ids = {key: value for key, value in (generation or {}).items() if key in folders.GENERATION_IDS}
     # Explicit nulls, or transformers takes defaults that may lie beyond the vocabulary. Options of the architecture
     # win: RoBERTa counts its positions from the padding id.
