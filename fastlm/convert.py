@@ -102,6 +102,7 @@ def from_huggingface(source: str) -> Converted:
         "architecture": imported.architecture,
         "generation": imported.generation,
         "labels": list(imported.labels),
+        "modules": list(imported.modules),
         "chat_template": huggingface.folders.chat_template(files),
         "special_tokens": huggingface.folders.special_tokens(files),
         "tokenizer_note": imported.tokenizer_note,
@@ -147,6 +148,7 @@ def write_huggingface(folder: Path, model: Converted) -> None:
         architecture=ARCHITECTURE.value or _origin(model),
         generation=model.about.get("generation"),
         labels=tuple(model.about.get("labels", ())),
+        modules=tuple(model.about.get("modules", ())),
         dtype=DTYPE.value,
     )
     size = sum(path.stat().st_size for path in written)

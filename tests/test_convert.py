@@ -42,6 +42,16 @@ def test_into_a_workdir_and_back(folder, tmp_path):
     assert huggingface.read(back).cfg == huggingface.read(folder).cfg
 
 
+def test_how_a_sentence_encoder_ends_goes_through_a_workdir(tmp_path):
+    folder = with_tokenizer(copied("bert_model", tmp_path / "model"), {})
+    imported = huggingface.read(folder)
+    huggingface.write(folder, imported.cfg, imported.params, modules=("Pooling", "Normalize"))
+    convert("--from", folder, "--to", tmp_path / "run")
+    convert("--from", tmp_path / "run", "--to", tmp_path / "back")
+    assert (tmp_path / "back" / "modules.json").read_bytes() == (folder / "modules.json").read_bytes()
+    assert huggingface.read(tmp_path / "back").cfg.pooling == "first"
+
+
 def test_a_workdir_is_what_the_other_entry_points_restore(folder, tmp_path):
     workdir = tmp_path / "run"
     convert("--from", folder, "--to", workdir, "--dtype", "bfloat16")
