@@ -41,6 +41,11 @@ ARCHITECTURE = flags.DEFINE_string("architecture", None, "class of transformers 
 STEP = flags.DEFINE_string("step", "", "checkpoint of a workdir: a number, 'best', or nothing for the newest")
 SEED = flags.DEFINE_integer("seed", 0, "of what is made anew", lower_bound=0, upper_bound=2**32 - 1)
 
+# Flags that some directions do not read; the others are for all.
+FROM_ELSEWHERE = ("head", "classes", "max_length", "pooling", "tokenizer", "revision", "seed")
+FROM_WORKDIR = ("step",)
+TO_HUGGINGFACE = ("architecture",)
+
 FILES = "tokenizer"  # folder in a workdir
 # (family, head) -> the task that a model from elsewhere is evaluated and fine-tuned as, if nothing else is said
 TASKS = {
@@ -75,10 +80,27 @@ def main() -> None:
     source, target = FROM.value, Path(TO.value).expanduser()
     from_workdir = (Path(source).expanduser() / "checkpoints").is_dir()
     kind = FORMAT.value or ("huggingface" if from_workdir else "fastlm")
+    check_flags(from_workdir, kind)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
     model = from_checkpoint(source) if from_workdir else from_huggingface(source)
     (write_huggingface if kind == "huggingface" else write_workdir)(target, model)
+
+
+def check_flags(from_workdir: bool, kind: str) -> None:
+    """Checks that every flag that was set is one that this direction reads.
+
+    Raises:
+      UserError: one is not; it would have no effect.
+    """
+    for read, when, names in (
+        (not from_workdir, "--from is no workdir: give it where the model comes in", FROM_ELSEWHERE),
+        (from_workdir, "--from is a workdir, with checkpoints: leave it out", FROM_WORKDIR),
+        (kind == "huggingface", "a Hugging Face folder is written: leave it out", TO_HUGGINGFACE),
+    ):
+        idle = [f"--{name}" for name in names if flags.FLAGS[name].present]
+        if idle and not read:
+            raise UserError(f"{', '.join(idle)}: only has an effect if {when}")
 
 
 def from_huggingface(source: str) -> Converted:

@@ -97,6 +97,22 @@ def test_a_model_without_a_tokenizer_needs_one(folder, tmp_path):
     assert restore.restore(tmp_path / "run", meshes.make()).tokenizer.vocab_size == len(WORDS)
 
 
+def test_flags_that_a_direction_does_not_read_are_refused(folder, tmp_path):
+    convert("--from", folder, "--to", tmp_path / "run")
+    new = ["--to", tmp_path / "new"]
+    idle = {"head": "none", "classes": 3, "max_length": 8, "pooling": "mean", "tokenizer": folder, "revision": "v1"}
+    for name, value in idle.items():
+        arguments = ["--from", tmp_path / "run", *new, f"--{name}", value]
+        refuses(f"--{name}: only has an effect if --from is no workdir", "convert", *arguments)
+    refuses("--step: only has an effect if --from is a workdir", "convert", "--from", folder, *new, "--step", "0")
+    named = ["--architecture", "LlamaForCausalLM"]
+    for source, others in ((folder, []), (tmp_path / "run", ["--format", "fastlm"])):
+        arguments = ["--from", source, *new, *others, *named]
+        refuses("--architecture: only has an effect if a Hugging Face folder is written", "convert", *arguments)
+    assert not (tmp_path / "new").exists()
+    convert("--from", tmp_path / "run", *new, "--step", "0", *named)
+
+
 def test_mistakes(folder, tmp_path):
     new, larger = tmp_path / "new", tmp_path / "larger"
     refuses("exists and is not an empty folder", "convert", "--from", folder, "--to", folder)

@@ -270,6 +270,8 @@ def test_the_class_follows_the_number_of_classes():
     tags = huggingface.read(GOLDEN / "bert_masked", classes=9, **choices)
     assert (tags.architecture, tags.cfg.classes) == ("BertForTokenClassification", 9)
     assert huggingface.describe(tags.cfg)[0] == tags.architecture
+    instead = huggingface.read(GOLDEN / "bert_spans", classes=9, **choices)
+    assert (instead.architecture, instead.cfg.classes) == ("BertForTokenClassification", 9)
 
 
 def test_names_of_labels_are_kept(copy_of, tmp_path):

@@ -230,6 +230,9 @@ def test_choices_that_do_not_exist(folder):
     refuses("dtype: unknown 'int8'", folder, dtype="int8")
     refuses("allow_missing: 'layers' cannot be missing", folder, allow_missing=("layers",))
     refuses("max_length cannot change where positions are learned", GOLDEN / "gpt2", max_length=10)
+    refuses("classes: a LlamaForCausalLM has 0, not 3; name another head", folder, classes=3)
+    refuses("classes: a BertForQuestionAnswering has 2, not 3", GOLDEN / "bert_spans", classes=3)
+    refuses("revision: .* is on disk and has no revision 'v1'", folder, revision="v1")
     refuses("no such file or folder", "no/such/place.gguf")
     refuses("no such file or folder", "../elsewhere/model")
 

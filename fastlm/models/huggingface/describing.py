@@ -67,15 +67,17 @@ def choose_head(architecture: Architecture, options: Options, kind: str | None, 
     name = named[0] if isinstance(named, list) and named else None
     name = name if isinstance(name, str) else next(iter(architecture.heads))
     name = architecture.read_as.get(name, name)
-    if name in architecture.heads and kind in (None, architecture.heads[name].kind):
-        return name, architecture.heads[name]
+    sized = lambda head: classes in (0, head.fields.get("classes", classes))
+    own = architecture.heads.get(name)
+    if own is not None and (kind is None or (kind == own.kind and sized(own))):
+        return name, own
     if kind is None:
         hint = nearest(name, architecture.heads) or f"; known: {', '.join(architecture.heads)}"
         raise options.error(
             "architectures", f"unknown class {name!r:.60}{hint}, or choose a head to read the body with"
         )
     for name, head in architecture.heads.items():
-        if head.kind == kind and classes in (0, head.fields.get("classes", classes)):
+        if head.kind == kind and sized(head):
             return name, head
     # No class of theirs: a new head on the body, which can be read but not written.
     return "", Head(kind)

@@ -153,6 +153,10 @@ def _read_tensors(weights: WeightSource, architecture: Architecture, options: Op
     classes = wanted.classes or stored or len(labels) or options.integer("num_labels", 2)
     lengths = {"max_length": wanted.max_length, "pooling": wanted.pooling}
     cfg = read_model(architecture, head, options, set(names), classes=classes, **lengths)
+    if wanted.classes not in (0, cfg.classes):
+        raise UserError(
+            f"classes: a {class_name or cfg.head} has {cfg.classes}, not {wanted.classes}; name another head"
+        )
     moved, unplaced = transfers(architecture, head, cfg, shapes_of(cfg))
     matched, missing, unused = match(architecture, cfg, moved, unplaced, weights, wanted.allow_missing)
     check_computed(architecture, cfg, weights)
