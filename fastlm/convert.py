@@ -47,6 +47,7 @@ FROM_WORKDIR = ("step",)
 TO_HUGGINGFACE = ("architecture",)
 
 FILES = "tokenizer"  # folder in a workdir
+CARRIED = ("compute", "data", "evaluation", "task")  # sections of a run's config that its use needs
 # (family, head) -> the task that a model from elsewhere is evaluated and fine-tuned as, if nothing else is said
 TASKS = {
     ("decoder", "language_model"): "language_modeling",
@@ -66,6 +67,7 @@ class Converted:
 
     Attributes:
       about: of a checkpoint: where the model came from and what it brought.
+      config: of a checkpoint: the sections `CARRIED`; {} of a model from elsewhere.
     """
 
     cfg: ModelConfig
@@ -73,6 +75,7 @@ class Converted:
     tokenizer: tokenizers.Tokenizer | None
     tokenizer_files: dict[str, bytes]
     about: dict[str, Any]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def main() -> None:
@@ -157,7 +160,8 @@ def from_checkpoint(workdir: str) -> Converted:
         "generation", {}
     )
     say(f"read step {restored.step} of {workdir}: {count(restored.params):,} parameters")
-    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about)
+    config = {name: values for name, values in restored.about["config"].items() if name in CARRIED}
+    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about, config)
 
 
 def write_huggingface(folder: Path, model: Converted) -> None:
@@ -165,7 +169,7 @@ def write_huggingface(folder: Path, model: Converted) -> None:
     class_name, written = huggingface.write(
         folder,
         model.cfg,
-        model.params,
+        tasks.make_kind(model.config["task"]).standalone(model.params) if model.config.get("task") else model.params,
         model.tokenizer_files,
         architecture=ARCHITECTURE.value or _origin(model),
         generation=model.about.get("generation"),
@@ -274,8 +278,7 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "model": json.loads(model.cfg.to_json()),
         "compute": dataclasses.asdict(Compute()),
         "data": {"sources": [], "length": min(model.cfg.max_length, 1024)},
-        "task": task_of(model, tokenizer),
-    }
+    } | (model.config or {"task": task_of(model, tokenizer)})
     return {
         "model": config["model"],
         "tokenizer": tokenizer.to_json(),

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -40,6 +41,33 @@ def test_into_a_workdir_and_back(folder, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (back / name).read_bytes() == (folder / name).read_bytes()
     assert huggingface.read(back).cfg == huggingface.read(folder).cfg
+
+
+def test_what_a_run_knows_of_its_task_goes_along(tmp_path):
+    """A regressor learns standardized targets: elsewhere the head has mean and scale, in a workdir the task."""
+    folder, run = with_tokenizer(copied("bert_model", tmp_path / "model"), {}), tmp_path / "run"
+    convert("--from", folder, "--to", run, "--head", "sequence", "--classes", "1")
+    file = run / "checkpoints" / "0" / "about" / "metadata"
+    about = json.loads(file.read_text())
+    year = {"text": "speech", "target": "year", "mean": 1910.0, "scale": 50.0}
+    about["config"]["task"] = {"name": "regression"} | year
+    about["config"]["data"]["length"] = 12
+    file.write_text(json.dumps(about))
+
+    def estimate(workdir, field):
+        outcome = call("predict", "--workdir", workdir, "--row", json.dumps({field: "a cab"}))
+        return json.loads(outcome.out)["said"]
+
+    expected = estimate(run, "speech")
+    assert abs(expected - 1910) > 0.1
+    convert("--from", run, "--to", tmp_path / "out")
+    convert("--from", tmp_path / "out", "--to", tmp_path / "again")
+    np.testing.assert_allclose(estimate(tmp_path / "again", "text"), expected, rtol=1e-6)
+    convert("--from", run, "--to", tmp_path / "copy", "--format", "fastlm")
+    original, copy = (restore.restore(path, meshes.make()) for path in (run, tmp_path / "copy"))
+    jax.tree.map(np.testing.assert_array_equal, original.params, copy.params)
+    for section in ("task", "data", "compute"):
+        assert copy.about["config"][section] == about["config"][section]
 
 
 def test_how_a_sentence_encoder_ends_goes_through_a_workdir(tmp_path):
