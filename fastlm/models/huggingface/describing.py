@@ -167,7 +167,10 @@ def _misses(cfg: ModelConfig, architecture: Architecture, head: Head, options: M
         back = _resolved(read_model(architecture, head, Options(options, "config.json"), names, classes=cfg.classes))
     except UserError:  # so far from it that not even a model comes out
         back = {}
-    lost = [f"{name} {value!r:.60}" for name, value in _resolved(cfg).items() if back.get(name, _ABSENT) != value]
+    lost = []
+    for name, value in _resolved(cfg).items():
+        if back.get(name, _ABSENT) != value:
+            lost.append(f"{name} {value!r:.60}" + (f" (there {back[name]!r:.60})" if back else ""))
     return lost or [f"parameter {path}" for path in unplaced]
 
 
