@@ -17,6 +17,7 @@ from configs import classify_finetuned
 def get_config():
     config = classify_finetuned.get_config()
     config.task = ConfigDict({"name": "question_answering", "stride": 32, "most_answer_tokens": 12})
+    config.model = ConfigDict({"dropout": 0.1, "pooler": ""})  # as BertForQuestionAnswering, which has none
     config.data.update(sources=(("synthetic_questions", 1.0),), length=256, buckets=(128, 160, 192, 256))
     config.schedule.peak = 2e-4
     config.training.update(steps=600, accumulation=4)

@@ -3,7 +3,8 @@
 Notable: overrides are `--config.model.layers=8` as with ml_collections, but parsed here, because a
 per-layer tuple may stand where the file has a number (`--config.model.heads="(4, 8)"`), and because
 a misspelt key must be one line that names the nearest valid one. `--config=path.py:argument` passes
-the argument to `get_config`. Only warnings of the libraries are shown; `--verbosity=0` shows the rest.
+the argument to `get_config`. Where training starts from a trained model, the section `model` keeps only what
+was said of it: the rest is that model's. Only warnings of the libraries are shown; `--verbosity=0` shows the rest.
 """
 
 import ast
@@ -28,6 +29,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from fastlm.errors import UserError, exit_on_user_error, nearest
+from fastlm.models import ModelConfig
 from fastlm.parallel import multihost
 from fastlm.parallel.allocator import keep_freed_memory
 from fastlm.tasks import KINDS
@@ -160,15 +162,31 @@ def load_config(path: str, changes: list[str]) -> dict[str, Any]:
         if change.startswith("task.name=") and "task" in config:
             config.task = ConfigDict({"name": change.partition("=")[2]})
     if "task" in config:
-        _complete_task(config.task)
+        _complete(config.task, KINDS.get(config.task.get("name", "language_modeling")))
+    said = {change.partition("=")[0] for change in changes}
+    if "model" in config:
+        said |= _said_of_model(config.model)
+        _complete(config.model, ModelConfig)
     for change in changes:
         override(config, change)
-    return config.to_dict()
+    values = config.to_dict()
+    if values.get("init", {}).get("source"):
+        values["model"] = {key: value for key, value in values.get("model", {}).items() if f"model.{key}" in said}
+    return values
 
 
-def _complete_task(section: ConfigDict) -> None:
-    """Adds the defaults of the kind that a task section names, so that they can be overridden too."""
-    kind = KINDS.get(section.get("name", "language_modeling"))
+def _said_of_model(section: ConfigDict) -> set[str]:
+    """Returns which keys a file says something about, as "model.layers".
+
+    Of the base's section, which has them all, those whose values are not the defaults; of one of its own, all of it.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    whole = defaults.keys() <= set(section)
+    return {f"model.{key}" for key in section if not whole or section[key] != defaults.get(key)}
+
+
+def _complete(section: ConfigDict, kind: type | None) -> None:
+    """Adds the defaults of the class that a section is made into, so that they can be overridden too."""
     for field in dataclasses.fields(kind) if kind else ():  # an unknown name is an error where the kind is made
         if field.name not in section:
             section[field.name] = field.default

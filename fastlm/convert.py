@@ -42,12 +42,18 @@ ARCHITECTURE = flags.DEFINE_string("architecture", None, "class of transformers 
 STEP = flags.DEFINE_string("step", "", "checkpoint of a workdir: a number, 'best', or nothing for the newest")
 SEED = flags.DEFINE_integer("seed", 0, "of what is made anew", lower_bound=0, upper_bound=2**32 - 1)
 
+# Flags that some directions do not read; the others are for all.
+FROM_ELSEWHERE = ("head", "classes", "max_length", "pooling", "tokenizer", "revision", "seed")
+FROM_WORKDIR = ("step",)
+TO_HUGGINGFACE = ("architecture",)
+
+CARRIED = ("compute", "data", "evaluation", "task")  # sections of a run's config that its use needs
 # (family, head) -> the task that a model from elsewhere is evaluated and fine-tuned as, if nothing else is said
 TASKS = {
     ("decoder", "language_model"): "language_modeling",
     ("encoder_decoder", "language_model"): "sequence_to_sequence",
     ("encoder", "masked_language_model"): "masked_language_modeling",
-    ("encoder", "tokens"): "question_answering",
+    ("encoder", "tokens"): "question_answering",  # only of a class that marks spans; others tag tokens
     ("encoder", "sequence"): "classification",
     ("decoder", "sequence"): "classification",
     ("encoder", "none"): "embedding",
@@ -61,6 +67,7 @@ class Converted:
 
     Attributes:
       about: of a checkpoint: where the model came from and what it brought.
+      config: of a checkpoint: the sections `CARRIED`; {} of a model from elsewhere.
     """
 
     cfg: ModelConfig
@@ -68,6 +75,7 @@ class Converted:
     tokenizer: tokenizers.Tokenizer | None
     tokenizer_files: dict[str, bytes]
     about: dict[str, Any]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def main() -> None:
@@ -75,10 +83,27 @@ def main() -> None:
     source, target = FROM.value, Path(TO.value).expanduser()
     from_workdir = (Path(source).expanduser() / "checkpoints").is_dir()
     kind = FORMAT.value or ("huggingface" if from_workdir else "fastlm")
+    check_flags(from_workdir, kind)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
     model = from_checkpoint(source) if from_workdir else from_huggingface(source)
     (write_huggingface if kind == "huggingface" else write_workdir)(target, model)
+
+
+def check_flags(from_workdir: bool, kind: str) -> None:
+    """Checks that every flag that was set is one that this direction reads.
+
+    Raises:
+      UserError: one is not; it would have no effect.
+    """
+    for read, when, names in (
+        (not from_workdir, "--from is no workdir: give it where the model comes in", FROM_ELSEWHERE),
+        (from_workdir, "--from is a workdir, with checkpoints: leave it out", FROM_WORKDIR),
+        (kind == "huggingface", "a Hugging Face folder is written: leave it out", TO_HUGGINGFACE),
+    ):
+        idle = [f"--{name}" for name in names if flags.FLAGS[name].present]
+        if idle and not read:
+            raise UserError(f"{', '.join(idle)}: only has an effect if {when}")
 
 
 def from_huggingface(source: str) -> Converted:
@@ -102,6 +127,7 @@ def from_huggingface(source: str) -> Converted:
         "architecture": imported.architecture,
         "generation": imported.generation,
         "labels": list(imported.labels),
+        "modules": list(imported.modules),
         "chat_template": huggingface.folders.chat_template(files),
         "special_tokens": huggingface.folders.special_tokens(files),
         "tokenizer_note": imported.tokenizer_note,
@@ -136,7 +162,8 @@ def from_checkpoint(workdir: str) -> Converted:
         "generation", {}
     )
     say(f"read step {restored.step} of {workdir}: {count(restored.params):,} parameters")
-    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about)
+    config = {name: values for name, values in restored.about["config"].items() if name in CARRIED}
+    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about, config)
 
 
 def _around_texts(cfg: ModelConfig) -> dict[str, bool]:
@@ -150,11 +177,12 @@ def write_huggingface(folder: Path, model: Converted) -> None:
     class_name, written = huggingface.write(
         folder,
         model.cfg,
-        model.params,
+        tasks.make_kind(model.config["task"]).standalone(model.params) if model.config.get("task") else model.params,
         model.tokenizer_files,
         architecture=ARCHITECTURE.value or _origin(model),
         generation=model.about.get("generation"),
         labels=tuple(model.about.get("labels", ())),
+        modules=tuple(model.about.get("modules", ())),
         dtype=DTYPE.value,
     )
     size = sum(path.stat().st_size for path in written)
@@ -246,8 +274,7 @@ def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "model": json.loads(model.cfg.to_json()),
         "compute": dataclasses.asdict(Compute()),
         "data": {"sources": [], "length": min(model.cfg.max_length, 1024)},
-        "task": task_of(model, tokenizer),
-    }
+    } | (model.config or {"task": task_of(model, tokenizer)})
     return {
         "model": config["model"],
         "tokenizer": tokenizer.to_json(),
@@ -263,7 +290,9 @@ def task_of(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]
     """Returns the section `task` that goes with family and head; empty where no task here reads them."""
     cfg, generation, labels = model.cfg, model.about["generation"], model.about["labels"]
     name = "regression" if cfg.head == "sequence" and cfg.classes == 1 else TASKS.get((cfg.family, cfg.head))
-    if name is None:
+    tags = name == "question_answering" and not model.about["architecture"].endswith("ForQuestionAnswering")
+    if name is None or tags:
+        say(f"  no task here asks a model with this '{cfg.head}' head; fine-tune it, or write it back")
         return {}
     section: dict[str, Any] = {"name": name}
     if name == "classification":

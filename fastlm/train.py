@@ -30,7 +30,7 @@ def main() -> None:
     workdir = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value.partition(":")[0]).stem)
     experiment = build.build(config, workdir)
     if multihost.is_primary():
-        print(_banner(experiment), flush=True)
+        print(_banner(experiment), *experiment.notes, sep="\n", flush=True)
     result = loop.run(experiment, profile=PROFILE.value, say=lambda text: print(text, flush=True))
     if result.status != "finished":
         return

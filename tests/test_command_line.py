@@ -146,6 +146,29 @@ def test_an_argument_reaches_get_config(tmp_path):
     assert layers(f"{file}:a:b") == 12
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("config.model.update(dropout=0.1, pooling='first')", {"dropout": 0.1}),  # 'first' stands there anyway
+        ("config.model = ConfigDict({'dropout': 0.0})", {"dropout": 0.0}),
+    ],
+)
+def test_of_a_model_that_starts_from_another_only_what_is_said_counts(section, said, tmp_path):
+    file = tmp_path / "started.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n\nfrom configs import base\n\n"
+        f"def get_config():\n    config = base.get_config()\n    {section}\n    return config\n"
+    )
+    start = ["init.source=runs/base"]
+    model = lambda *changes: command_line.load_config(str(file), list(changes))["model"]
+    assert model(*start) == said
+    assert model(*start, "model.pooling=first", "model.bias=False") == said | {"pooling": "first", "bias": False}
+    assert model(*start, "model.dropout=0.0") == {"dropout": 0.0}
+    assert model("model.pooling=mean") == base.get_config().model.to_dict() | said | {"pooling": "mean"}
+    with pytest.raises(UserError, match="config.model has no 'poolin'; did you mean 'pooling'"):
+        model(*start, "model.poolin=first")
+
+
 @pytest.mark.parametrize("section", TARGETS)
 def test_base_has_every_key_of_every_section_and_no_other(section):
     target, from_elsewhere = TARGETS[section]
@@ -171,6 +194,8 @@ def check_keys(config):
         if section == "task":  # whose keys are those of the kind it names
             kind = KINDS[config["task"]["name"]]
             assert config["task"].keys() - {"name"} <= {field.name for field in dataclasses.fields(kind)}
+        elif section == "model" and config["init"]["source"]:  # what is said of it; the rest is the source's
+            assert config[section].keys() <= values.keys()
         elif isinstance(values, dict):
             assert config[section].keys() == values.keys()
 

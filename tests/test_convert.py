@@ -44,6 +44,43 @@ def test_into_a_workdir_and_back(folder, tmp_path):
     assert huggingface.read(back).cfg == huggingface.read(folder).cfg
 
 
+def test_what_a_run_knows_of_its_task_goes_along(tmp_path):
+    """A regressor learns standardized targets: elsewhere the head has mean and scale, in a workdir the task."""
+    folder, run = with_tokenizer(copied("bert_model", tmp_path / "model"), {}), tmp_path / "run"
+    convert("--from", folder, "--to", run, "--head", "sequence", "--classes", "1")
+    file = run / "checkpoints" / "0" / "about" / "metadata"
+    about = json.loads(file.read_text())
+    year = {"text": "speech", "target": "year", "mean": 1910.0, "scale": 50.0}
+    about["config"]["task"] = {"name": "regression"} | year
+    about["config"]["data"]["length"] = 12
+    file.write_text(json.dumps(about))
+
+    def estimate(workdir, field):
+        outcome = call("predict", "--workdir", workdir, "--row", json.dumps({field: "a cab"}))
+        return json.loads(outcome.out)["said"]
+
+    expected = estimate(run, "speech")
+    assert abs(expected - 1910) > 0.1
+    convert("--from", run, "--to", tmp_path / "out")
+    convert("--from", tmp_path / "out", "--to", tmp_path / "again")
+    np.testing.assert_allclose(estimate(tmp_path / "again", "text"), expected, rtol=1e-6)
+    convert("--from", run, "--to", tmp_path / "copy", "--format", "fastlm")
+    original, copy = (restore.restore(path, meshes.make()) for path in (run, tmp_path / "copy"))
+    jax.tree.map(np.testing.assert_array_equal, original.params, copy.params)
+    for section in ("task", "data", "compute"):
+        assert copy.about["config"][section] == about["config"][section]
+
+
+def test_how_a_sentence_encoder_ends_goes_through_a_workdir(tmp_path):
+    folder = with_tokenizer(copied("bert_model", tmp_path / "model"), {})
+    imported = huggingface.read(folder)
+    huggingface.write(folder, imported.cfg, imported.params, modules=("Pooling", "Normalize"))
+    convert("--from", folder, "--to", tmp_path / "run")
+    convert("--from", tmp_path / "run", "--to", tmp_path / "back")
+    assert (tmp_path / "back" / "modules.json").read_bytes() == (folder / "modules.json").read_bytes()
+    assert huggingface.read(tmp_path / "back").cfg.pooling == "first"
+
+
 def test_a_workdir_is_what_the_other_entry_points_restore(folder, tmp_path):
     workdir = tmp_path / "run"
     convert("--from", folder, "--to", workdir, "--dtype", "bfloat16")
@@ -133,6 +170,22 @@ def test_a_model_without_a_tokenizer_needs_one(folder, tmp_path):
     refuses("holds none of tokenizer.json", "convert", *arguments, "--tokenizer", GOLDEN)
     convert(*arguments, "--tokenizer", folder)
     assert restore.restore(tmp_path / "run", meshes.make()).tokenizer.vocab_size == len(WORDS)
+
+
+def test_flags_that_a_direction_does_not_read_are_refused(folder, tmp_path):
+    convert("--from", folder, "--to", tmp_path / "run")
+    new = ["--to", tmp_path / "new"]
+    idle = {"head": "none", "classes": 3, "max_length": 8, "pooling": "mean", "tokenizer": folder, "revision": "v1"}
+    for name, value in idle.items():
+        arguments = ["--from", tmp_path / "run", *new, f"--{name}", value]
+        refuses(f"--{name}: only has an effect if --from is no workdir", "convert", *arguments)
+    refuses("--step: only has an effect if --from is a workdir", "convert", "--from", folder, *new, "--step", "0")
+    named = ["--architecture", "LlamaForCausalLM"]
+    for source, others in ((folder, []), (tmp_path / "run", ["--format", "fastlm"])):
+        arguments = ["--from", source, *new, *others, *named]
+        refuses("--architecture: only has an effect if a Hugging Face folder is written", "convert", *arguments)
+    assert not (tmp_path / "new").exists()
+    convert("--from", tmp_path / "run", *new, "--step", "0", *named)
 
 
 def test_mistakes(folder, tmp_path):

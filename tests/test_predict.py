@@ -10,7 +10,7 @@ from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks.masked_language_modeling import CHOICES, fill
 from fastlm.training import restore
-from tests.models.huggingface_folders import copied, with_tokenizer
+from tests.models.huggingface_folders import copied, options_of, store, tensors_of, with_options, with_tokenizer
 from tests.test_bad_input import call, refuses
 
 
@@ -64,6 +64,23 @@ def test_spans_stand_in_their_context(tmp_path):
     )
     refuses("'context' must be a text", "predict", "--workdir", workdir, "--row", '{"question": "a", "context": null}')
     refuses("is no JSON", "predict", "--workdir", workdir, "--row", "{")
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+def test_a_model_that_tags_tokens_answers_no_questions(classes, tmp_path):
+    folder = with_tokenizer(copied("bert_spans", tmp_path / "model"), {})
+    tensors = {name: tensor for name, tensor in tensors_of(folder).items() if not name.startswith("qa_outputs")}
+    head = {"weight": np.zeros((classes, 32), np.float32), "bias": np.zeros(classes, np.float32)}
+    store(folder, tensors | {f"classifier.{name}": tensor for name, tensor in head.items()})
+    tags = {str(i): f"TAG{i}" for i in range(classes)}
+    with_options(folder, architectures=["BertForTokenClassification"], id2label=tags)
+    outcome = call("convert", "--from", folder, "--to", tmp_path / "run")
+    assert "no task here asks a model with this 'tokens' head" in outcome.out
+    row = '{"question": "who", "context": "a cab"}'
+    refuses("fine-tune it", "predict", "--workdir", tmp_path / "run", "--row", row)
+    assert call("convert", "--from", tmp_path / "run", "--to", tmp_path / "back").status == 0
+    assert options_of(tmp_path / "back")["id2label"] == tags
+    assert options_of(tmp_path / "back")["architectures"] == ["BertForTokenClassification"]
 
 
 def test_an_encoder_decoder_writes_for_each_row(tmp_path):

@@ -91,6 +91,10 @@ class TaskKind(ABC):
                 f"{' or '.join(self.families)} with head '{self.head}'; convert it with --head, or fine-tune it"
             )
 
+    def standalone(self, params: Any) -> Any:
+        """Returns the model's weights such that its outputs alone are the answer, for readers that know no kinds."""
+        return params
+
     @abstractmethod
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""

@@ -62,6 +62,7 @@ class QuestionAnswering(RowsKind):
 
     head = "tokens"
     families = ("encoder",)
+    classes = 2  # numbers per token
 
     def __post_init__(self) -> None:
         if self.stride < 0:
@@ -87,7 +88,16 @@ class QuestionAnswering(RowsKind):
     def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
         """Gives the head its two numbers per token."""
         Windowing(tokenizer, data.length, self.stride)
-        return dataclasses.replace(super().fit(cfg, tokenizer, data), classes=2)
+        return dataclasses.replace(super().fit(cfg, tokenizer, data), classes=self.classes)
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Checks that a restored model marks the two ends of a span; one with more numbers tags tokens."""
+        super().check(cfg)
+        if cfg.classes != self.classes:
+            raise UserError(
+                f"the model gives {cfg.classes} numbers per token, but answers need {self.classes}, for first and "
+                "last; it was trained for something else: fine-tune it"
+            )
 
     def rows(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data, split: str) -> list[tuple[Examples, float]]:
         """Returns the windows of a split's rows."""

@@ -1,9 +1,9 @@
 """A number that belongs to a text, or to a pair of texts: a year, a rating, how similar two sentences are.
 
 Notable: the model estimates the target less its mean, over its spread, both found in the training rows and
-kept in the saved config; metrics are in the target's own unit. Loss: mean squared error. Correlations come
-from moments, which add up over batches; Spearman's needs the order of all rows, so only the final score
-has it. A correlation with what does not vary is 0 here.
+kept in the saved config (where it leaves fastlm, they go into its head); metrics are in the target's own unit.
+Loss: mean squared error. Correlations come from moments, which add up over batches; Spearman's needs the order
+of all rows, so only the final score has it. A correlation with what does not vary is 0 here.
 
 Dims: B batch, N rows.
 """
@@ -77,6 +77,12 @@ class Regression(TextsKind):
             return self.encode_texts(join, row, cfg) | {"target": (value - self.mean) / self.scale}
 
         return encode
+
+    def standalone(self, params: Any) -> Any:
+        """Returns the weights with mean and scale in the head, which then gives the target's own unit."""
+        head = params["head"]
+        unit = {"kernel": head["kernel"] * self.scale, "bias": head["bias"] * self.scale + self.mean}
+        return params | {"head": head | unit}
 
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""

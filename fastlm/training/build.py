@@ -49,7 +49,7 @@ SECTIONS = ("seed", "wrappers", *PARTS, *SETTINGS, *WRAPPERS)
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run, ready to start."""
+    """One run, ready to start. `notes` are lines to read before it does."""
 
     workdir: Path
     config: dict[str, Any]
@@ -69,6 +69,7 @@ class Experiment:
     sample: Sample
     init: Init
     origin: dict[str, Any]
+    notes: tuple[str, ...]
     train_batches: Callable[[], pipeline.BatchIterator]
     eval_batches: Callable[[str, int], Iterator[dict]]
     initial_params: Callable[[], Any] | None
@@ -144,6 +145,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         train_batches=functools.partial(_naming_data(kind.train_batches), cfg, tokenizer, data, seed),
         eval_batches=eval_batches,
         origin=start.origin if start is not None and tokenizer is start.tokenizer else {},
+        notes=() if start is None else initial.notes(start, cfg),
         initial_params=None if start is None else functools.partial(start.params, cfg, mesh, seed),
         **chosen,
     )

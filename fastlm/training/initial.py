@@ -1,7 +1,8 @@
 """Starting from a trained model: what it was, and its weights in the shape of what it becomes.
 
-Notable: the architecture comes from the checkpoint; of `config.model` counts what differs from the
-defaults, and that changes it (dropout, a longer vocabulary, another head). Weights are taken over by
+Notable: the architecture comes from the checkpoint, and the keys that the section `model` has change it
+(dropout, a longer vocabulary, another pooling); `command_line.load_config` leaves in it what was said.
+What came of it is said before the first step (`notes`). Weights are taken over by
 path and shape. Only a head and a pooler may be new, a table of tokens may grow; everything else that
 does not fit is an error, since half a model trains without a word and ends as a bad one.
 """
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from fastlm import configuration
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig, abstract
+from fastlm.models import Model, ModelConfig, abstract, huggingface
 from fastlm.ops import paths
 from fastlm.training import restore
 from fastlm.training.checkpoints import Checkpoints
@@ -84,10 +85,35 @@ def start(init: Init) -> Start:
 
 
 def changed(cfg: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
-    """Returns `cfg` with the values of a config section that differ from the defaults."""
-    asked = configuration.arguments(ModelConfig, "model", values)
-    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    return dataclasses.replace(cfg, **{name: value for name, value in asked.items() if value != defaults[name]})
+    """Returns `cfg` with the values of a config section, which holds nothing else; see `notes`."""
+    return dataclasses.replace(cfg, **configuration.arguments(ModelConfig, "model", values))
+
+
+def notes(start: Start, cfg: ModelConfig) -> tuple[str, ...]:
+    """Returns what to know before training: what is as in the checkpoint and what is not, and if it cannot go back.
+
+    Args:
+      cfg: what is trained.
+    """
+    changes, kept = [], []
+    for field in dataclasses.fields(ModelConfig):
+        old, new = getattr(start.cfg, field.name), getattr(cfg, field.name)
+        if old != new:
+            changes.append(f"{field.name} {new!r} (there {old!r})")
+        elif new != field.default:
+            kept.append(f"{field.name} {new!r}")
+    lines = [
+        f"starts from {start.init.source}, step {start.step}; changed: {', '.join(changes) or 'nothing'}; as there: "
+        f"{', '.join(kept) or 'the defaults'}"
+    ]
+    if start.origin.get("architecture"):  # who brought a model from Hugging Face may want to take it back
+        try:
+            huggingface.describe(cfg)
+        except UserError as error:
+            lines.append(
+                f"cannot be written for Hugging Face: {error}; to change it: --config.model.KEY=VALUE, from the start"
+            )
+    return tuple(lines)
 
 
 def taken_over(old: Any, cfg: ModelConfig, rng: jax.Array, *, where: str) -> Any:

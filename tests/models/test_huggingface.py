@@ -270,6 +270,8 @@ def test_the_class_follows_the_number_of_classes():
     tags = huggingface.read(GOLDEN / "bert_masked", classes=9, **choices)
     assert (tags.architecture, tags.cfg.classes) == ("BertForTokenClassification", 9)
     assert huggingface.describe(tags.cfg)[0] == tags.architecture
+    instead = huggingface.read(GOLDEN / "bert_spans", classes=9, **choices)
+    assert (instead.architecture, instead.cfg.classes) == ("BertForTokenClassification", 9)
 
 
 def test_names_of_labels_are_kept(copy_of, tmp_path):
@@ -278,6 +280,21 @@ def test_names_of_labels_are_kept(copy_of, tmp_path):
     assert imported.labels == ("no", "perhaps", "yes")
     huggingface.write(tmp_path / "out", imported.cfg, imported.params, labels=imported.labels)
     assert huggingface.read(tmp_path / "out").labels == imported.labels
+
+
+def test_what_a_head_is_for_is_read_and_written(copy_of, tmp_path):
+    """A model of several labels at a time is refused; its body is free, and so is a new head."""
+    folder = with_options(copy_of("bert_classifier"), problem_type="single_label_classification")
+    imported = huggingface.read(folder)
+    huggingface.write(tmp_path / "out", imported.cfg, imported.params)
+    assert options_of(tmp_path / "out")["problem_type"] == "single_label_classification"
+    with_options(folder, problem_type="multi_label_classification")
+    assert huggingface.read(folder, head="none").cfg.head == "none"
+    assert huggingface.read(folder, classes=5, allow_missing=("head",)).cfg.classes == 5
+    one = huggingface.read(folder, classes=1, allow_missing=("head",))
+    huggingface.write(tmp_path / "one", one.cfg, huggingface.complete(one, jax.random.key(0)))
+    assert options_of(tmp_path / "one")["problem_type"] == "regression"
+    assert huggingface.read(tmp_path / "one").cfg.classes == 1
 
 
 def test_pooling_of_sentence_encoders_is_kept(copy_of, tmp_path):
@@ -294,6 +311,50 @@ def test_pooling_of_sentence_encoders_is_kept(copy_of, tmp_path):
     with pytest.raises(UserError, match="pooling_mode_max_tokens"):
         huggingface.read(folder)
     assert huggingface.read(folder, pooling="first").cfg.pooling == "first"
+    assert huggingface.read(GOLDEN / "bert_classifier").cfg.pooling == "first"
+
+
+def listed(*names):
+    """modules.json of sentence-transformers."""
+    folder = lambda i, name: f"{i}_{name}" if i else ""
+    return [{"idx": i, "path": folder(i, name), "type": f"sentence_transformers.models.{name}"} for i, name in names]
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
+def test_modules_of_sentence_encoders_go_back_as_they_came(mode, copy_of, tmp_path):
+    folder, out = copy_of("bert_model"), tmp_path / "out"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+    for names in (("Transformer", "Pooling"), ("Transformer", "Pooling", "Normalize")):
+        modules = listed(*enumerate(names))
+        (folder / "modules.json").write_text(json.dumps(modules))
+        imported = huggingface.read(folder)
+        assert imported.modules == names[1:]
+        huggingface.write(out, imported.cfg, imported.params, modules=imported.modules)
+        back = json.loads((out / "modules.json").read_text())
+        assert [(module["path"], module["type"]) for module in back] == [(m["path"], m["type"]) for m in modules]
+        assert huggingface.read(out).modules == imported.modules and huggingface.read(out).cfg == imported.cfg
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (listed((0, "Transformer"), (1, "Pooling"), (2, "Dense")), "Transformer, Pooling, Dense.* not supported, only"),
+        (listed((0, "Transformer"), (1, "Pooling"), (2, "Dense"), (3, "Normalize")), "Pooling, Dense, Normalize"),
+        (listed((0, "Transformer")), "modules 'Transformer' are not supported"),
+        (listed((0, "Transformer"), (1, "Pooling"), (2, "Normalize"), (3, "Normalize")), "are not supported"),
+        (listed((0, "Transformer"), (2, "Pooling")), "Pooling lies in '2_Pooling', not in '1_Pooling'"),
+        ([1, {"type": 3}], "modules ', 3' are not supported"),
+        ({}, "is not a JSON list"),
+    ],
+)
+def test_modules_that_we_would_leave_out_are_refused_by_name(modules, message, copy_of):
+    folder = copy_of("bert_model")
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for pooling in (None, "mean"):
+        with pytest.raises(UserError, match=rf"modules.json: .*{message}"):
+            huggingface.read(folder, pooling=pooling)
+    assert huggingface.read(folder, head="sequence", allow_missing=("head",)).cfg.head == "sequence"
 
 
 # --- what lies beside ----------------------------------------------------------------------------

@@ -1,16 +1,23 @@
-"""GGUF files made from golden models, the way llama.cpp makes them: the same parameters must come out."""
+"""GGUF files made from golden models, the way llama.cpp makes them: the same parameters must come out.
+
+And files that nobody's converter made: a line that names the file, or a model.
+"""
 
 import json
+import struct
 
 import jax
 import numpy as np
 import pytest
 from gguf import GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastlm.errors import UserError
 from fastlm.models import huggingface
 from fastlm.models.huggingface import folders, gguf_tokenizer
 from tests.models.huggingface_folders import GOLDEN, options_of, tensors_of
+from tests.models.weight_file_makers import array, gguf_bytes, key_value, little_memory, string, tensor_info
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -59,10 +66,10 @@ def write(path, case, name, change=lambda writer: None, tensors=None, **numbers)
     writer.add_rope_freq_base(options["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(options["rms_norm_eps"])
     change(writer)
-    for key, array in (tensors or tensors_of(GOLDEN / case)).items():
+    for key, tensor in (tensors or tensors_of(GOLDEN / case)).items():
         if name == "llama" and (".q_proj" in key or ".k_proj" in key):
-            array = neighbours(array, head_dim)
-        writer.add_tensor(renamed(key) if "." in key and "freqs" not in key else key, array)
+            tensor = neighbours(tensor, head_dim)
+        writer.add_tensor(renamed(key) if "." in key and "freqs" not in key else key, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -247,3 +254,92 @@ def test_a_key_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(GGUFWriter, "add_head_count", lambda self, value: None)
     with pytest.raises(UserError, match="'llama.attention.head_count': is missing"):
         huggingface.read(write(tmp_path / "model.gguf", "mistral", "llama"))
+
+
+# --- hostile files -------------------------------------------------------------------------------
+
+UINT32, FLOAT32, STRING, ARRAY = 4, 6, 8, 9
+SHAPES = {  # as in the file, the fastest axis first
+    "token_embd.weight": (8, 5),
+    "blk.0.attn_norm.weight": (8,),
+    "blk.0.attn_q.weight": (8, 8),
+    "blk.0.attn_k.weight": (8, 8),
+    "blk.0.attn_v.weight": (8, 8),
+    "blk.0.attn_output.weight": (8, 8),
+    "blk.0.ffn_norm.weight": (8,),
+    "blk.0.ffn_gate.weight": (8, 12),
+    "blk.0.ffn_up.weight": (8, 12),
+    "blk.0.ffn_down.weight": (12, 8),
+    "output_norm.weight": (8,),
+    "rope_freqs.weight": (4,),
+}
+NUMBERS = {
+    "context_length": 16,
+    "embedding_length": 8,
+    "block_count": 1,
+    "feed_forward_length": 12,
+    "attention.head_count": 1,
+    "attention.head_count_kv": 1,
+    "attention.key_length": 8,
+}
+VALUES = {f"llama.{key}": (UINT32, struct.pack("<I", number)) for key, number in NUMBERS.items()} | {
+    "general.architecture": (STRING, string("llama")),
+    "llama.rope.freq_base": (FLOAT32, struct.pack("<f", 500.0)),
+    "tokenizer.ggml.model": (STRING, string("gpt2")),
+    "tokenizer.ggml.tokens": (ARRAY, array(STRING, 5, b"".join(map(string, "abcde")))),
+    "tokenizer.ggml.token_type": (ARRAY, array(5, 5, struct.pack("<5i", 1, 1, 1, 3, 4))),
+    "tokenizer.ggml.bos_token_id": (UINT32, struct.pack("<I", 3)),
+}
+
+
+def model_bytes(shapes=SHAPES, values=VALUES):
+    """A whole model of one layer; all its numbers are 1."""
+    infos, data = [], b""
+    for name, shape in shapes.items():
+        infos.append(tensor_info(name, shape, 0, len(data)))
+        data += np.ones(max(-(-int(np.prod(shape)) // 8) * 8, 8), np.float32).tobytes()
+    return gguf_bytes(infos, [key_value(key, kind, content) for key, (kind, content) in values.items()], data)
+
+
+def outcome(path, content):
+    """What is read, or the one line that refuses it; any other exception is a failure."""
+    path.write_bytes(content)
+    with little_memory():
+        try:
+            return huggingface.read(path)
+        except UserError as error:
+            message = str(error)
+    assert "\n" not in message and len(message) < 1500 and str(path) in message
+    return message
+
+
+def test_the_model_of_the_hostile_tests_is_one(tmp_path):
+    found = outcome(tmp_path / "model.gguf", model_bytes())
+    assert (found.cfg.vocab_size, found.cfg.width, found.missing, found.tokenizer_note) == (5, 8, (), "")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("shape", [(), (1,), (0, 0), (2, 2, 2)])
+def test_tensors_of_other_ranks(name, shape, tmp_path):
+    found = outcome(tmp_path / "model.gguf", model_bytes(SHAPES | {name: shape}))
+    assert isinstance(found, str) and (name in found or "vocab_size 0" in found)
+
+
+numbers = st.sampled_from([0, 1, 3, 8, 2**20, 2**31 - 1, 2**32 - 1]).map(lambda n: (UINT32, struct.pack("<I", n)))
+floats = st.sampled_from([0.0, -1.0, 1e38, float("inf"), float("nan")]).map(lambda x: (FLOAT32, struct.pack("<f", x)))
+texts = st.sampled_from(["", "llama", "qwen3", "gpt2"]).map(lambda text: (STRING, string(text)))
+lists = st.sampled_from([0, 1, 7]).map(lambda n: (ARRAY, array(UINT32, n, bytes(4 * n))))
+keys = st.sampled_from([*VALUES, "llama.rope.scaling.type", "llama.expert_count", "llama.attention.value_length"])
+lengths = st.lists(st.sampled_from([0, 1, 2, 4, 5, 8]), max_size=4).map(tuple)
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(st.sampled_from(sorted(SHAPES)), lengths, max_size=2),
+    st.dictionaries(keys, numbers | floats | texts | lists, max_size=2),
+    st.sets(st.sampled_from([*SHAPES, *VALUES]), max_size=1),
+)
+def test_any_model_is_read_or_refused_in_one_line(tmp_path_factory, shapes, values, lost):
+    kept = lambda items: {name: item for name, item in items.items() if name not in lost}
+    path = tmp_path_factory.getbasetemp() / "hostile.gguf"
+    outcome(path, model_bytes(kept(SHAPES | shapes), kept(VALUES | values)))

@@ -41,6 +41,7 @@ def folder(tmp_path):
         ("llama", {"hidden_size": -32}, "'hidden_size': must be a whole number from 0"),
         ("llama", {"hidden_size": 2**40}, "'hidden_size': must be a whole number"),
         ("llama", {"hidden_size": 0}, "cannot be built"),
+        ("llama", {"vocab_size": 0}, "vocab_size 0"),
         ("llama", {"num_attention_heads": 0}, "cannot be built"),
         ("llama", {"num_hidden_layers": 10**9}, "more layers than there are tensors"),
         ("llama", {"rms_norm_eps": "small"}, "'rms_norm_eps': must be a number of usual size"),
@@ -70,6 +71,12 @@ def folder(tmp_path):
         ("marian", {"share_encoder_decoder_embeddings": False}, "'share_encoder_decoder_embeddings': False"),
         ("marian", {"decoder_vocab_size": 66}, "'decoder_vocab_size': must be vocab_size"),
         ("bert_classifier", {"id2label": {"0": "a", "2": "b"}}, "'id2label': must number the classes from 0"),
+        (
+            "bert_classifier",
+            {"problem_type": "multi_label_classification"},
+            "'problem_type': 'multi_label_classification' is not supported, only 'single_label_classification'",
+        ),
+        ("bert_classifier", {"problem_type": "regression"}, "'problem_type': 'regression' is not supported"),
         ("bert_classifier", {"id2label": {"a": "b"}}, "'id2label': must be names by number"),
         ("llama", {"eos_token_id": "</s>"}, "'eos_token_id': must be a token id"),
     ],
@@ -223,6 +230,9 @@ def test_choices_that_do_not_exist(folder):
     refuses("dtype: unknown 'int8'", folder, dtype="int8")
     refuses("allow_missing: 'layers' cannot be missing", folder, allow_missing=("layers",))
     refuses("max_length cannot change where positions are learned", GOLDEN / "gpt2", max_length=10)
+    refuses("classes: a LlamaForCausalLM has 0, not 3; name another head", folder, classes=3)
+    refuses("classes: a BertForQuestionAnswering has 2, not 3", GOLDEN / "bert_spans", classes=3)
+    refuses("revision: .* is on disk and has no revision 'v1'", folder, revision="v1")
     refuses("no such file or folder", "no/such/place.gguf")
     refuses("no such file or folder", "../elsewhere/model")
 

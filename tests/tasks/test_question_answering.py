@@ -281,3 +281,10 @@ def test_settings_that_cannot_be(rows):
         KIND.fit(ModelConfig(vocab_size=300), TOKENIZER, rows)
     with pytest.raises(UserError, match="no field 'contxt'.*did you mean 'context'"):
         dataclasses.replace(KIND, context="contxt").load(rows, "train")
+
+
+def test_only_two_numbers_per_token_are_the_ends_of_a_span():
+    spans = dataclasses.replace(CFG, head="tokens", classes=2)
+    KIND.check(spans)
+    with pytest.raises(UserError, match="gives 9 numbers per token, but answers need 2"):
+        KIND.check(dataclasses.replace(spans, classes=9))

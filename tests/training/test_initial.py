@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig
+from fastlm.models import Model, ModelConfig, huggingface
 from fastlm.ops.paths import flatten
 from fastlm.training import build, initial, loop
+from tests.models.huggingface_folders import GOLDEN
 
 CFG = ModelConfig(vocab_size=20, max_length=16, layers=1, width=16, heads=2, positions="learned")
 KEY = jax.random.key(1)
@@ -59,11 +60,27 @@ def test_what_does_not_fit_is_refused_by_name(trained, changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_only_what_differs_from_the_defaults_changes_an_architecture():
-    values = {"layers": 6, "dropout": 0.2}  # 6 is the default
-    assert initial.changed(CFG, values) == dataclasses.replace(CFG, dropout=0.2)
+def test_every_key_of_the_section_changes_an_architecture():
+    source = dataclasses.replace(CFG, dropout=0.1, width=32)
+    assert initial.changed(source, {"dropout": 0.0}) == dataclasses.replace(CFG, width=32)  # 0 is the default
     with pytest.raises(UserError, match="config.model.dropuot: no such key; did you mean 'dropout'"):
         initial.changed(CFG, {"dropuot": 0.2})
+
+
+def test_what_came_of_it_is_said_before_training():
+    imported = huggingface.read(GOLDEN / "bert_model").cfg
+    source = dataclasses.replace(imported, pooling="mean", dropout=0.1)
+    init, origin = initial.Init(), {"architecture": "BertModel"}
+    start = initial.Start(init, 7, source, None, origin)
+    classifier = dataclasses.replace(source, head="sequence", classes=3, dropout=0.0)
+    first, second = initial.notes(start, classifier)
+    assert "step 7; changed: head 'sequence' (there 'none'), classes 3 (there 0), dropout 0.0 (there 0.1);" in first
+    assert "pooling 'mean'" in first.partition("as there: ")[2]
+    assert "cannot be written for Hugging Face" in second
+    assert "BertForSequenceClassification): pooling 'mean' (there 'first')" in second
+    (only,) = initial.notes(start, dataclasses.replace(classifier, pooling="first"))
+    assert "pooling 'first' (there 'mean')" in only
+    assert len(initial.notes(dataclasses.replace(start, origin={}), classifier)) == 1
 
 
 def test_a_run_goes_on_from_another(tiny_config, tmp_path, monkeypatch):
@@ -78,6 +95,7 @@ def test_a_run_goes_on_from_another(tiny_config, tmp_path, monkeypatch):
     experiment = build.build(second, tmp_path / "second")
     assert experiment.tokenizer.to_json() == build.build(tiny_config, tmp_path / "first").tokenizer.to_json()
     assert (experiment.model.cfg.dropout, experiment.model.cfg.layers) == (0.1, 1)
+    assert any("changed: dropout 0.1 (there 0.0);" in note for note in experiment.notes)
     assert loop.describe(experiment)["huggingface"] == {"chat_template": "a"}, "what it came with stays with it"
     run = loop.Run(experiment)
     for path, leaf in flatten(run.state.params).items():

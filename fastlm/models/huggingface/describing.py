@@ -67,15 +67,17 @@ def choose_head(architecture: Architecture, options: Options, kind: str | None, 
     name = named[0] if isinstance(named, list) and named else None
     name = name if isinstance(name, str) else next(iter(architecture.heads))
     name = architecture.read_as.get(name, name)
-    if name in architecture.heads and kind in (None, architecture.heads[name].kind):
-        return name, architecture.heads[name]
+    sized = lambda head: classes in (0, head.fields.get("classes", classes))
+    own = architecture.heads.get(name)
+    if own is not None and (kind is None or (kind == own.kind and sized(own))):
+        return name, own
     if kind is None:
         hint = nearest(name, architecture.heads) or f"; known: {', '.join(architecture.heads)}"
         raise options.error(
             "architectures", f"unknown class {name!r:.60}{hint}, or choose a head to read the body with"
         )
     for name, head in architecture.heads.items():
-        if head.kind == kind and classes in (0, head.fields.get("classes", classes)):
+        if head.kind == kind and sized(head):
             return name, head
     # No class of theirs: a new head on the body, which can be read but not written.
     return "", Head(kind)
@@ -101,6 +103,9 @@ def read_model(
     if fields["layers"] + fields.get("encoder_layers", 0) > len(names):
         raise UserError(f"{options.where}: describes more layers than there are tensors ({len(names)})")
     fields |= {"head": head.kind, "classes": classes if head.kind in ("sequence", "tokens") else 0} | dict(head.fields)
+    for name, needed in (("vocab_size", True), ("classes", head.kind in ("sequence", "tokens"))):
+        if needed and not fields[name]:  # in a config of ours it would be filled in, so the model does not mind
+            raise UserError(f"{options.where}: describes a model with {name} 0; the file is damaged")
     last = fields["family"] == "decoder" and head.kind in ("sequence", "none")  # the only token that saw the others
     fields["pooling"] = pooling or ("last" if last else "first")
     if fields.get("head_dim") and fields["heads"] and fields["head_dim"] == fields["width"] // fields["heads"]:
@@ -162,7 +167,10 @@ def _misses(cfg: ModelConfig, architecture: Architecture, head: Head, options: M
         back = _resolved(read_model(architecture, head, Options(options, "config.json"), names, classes=cfg.classes))
     except UserError:  # so far from it that not even a model comes out
         back = {}
-    lost = [f"{name} {value!r:.60}" for name, value in _resolved(cfg).items() if back.get(name, _ABSENT) != value]
+    lost = []
+    for name, value in _resolved(cfg).items():
+        if back.get(name, _ABSENT) != value:
+            lost.append(f"{name} {value!r:.60}" + (f" (there {back[name]!r:.60})" if back else ""))
     return lost or [f"parameter {path}" for path in unplaced]
 
 

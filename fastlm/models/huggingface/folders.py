@@ -2,7 +2,8 @@
 
 Notable: files are taken by a fixed list of names, so nothing a stranger's folder holds is copied
 unseen. Ids come from generation_config.json, then config.json. Pooling is what sentence-transformers
-keeps in `1_Pooling`.
+keeps in `1_Pooling`, and modules.json says what it runs after the body: nothing but that and a `Normalize`
+(which our embeddings always have) is what we compute.
 """
 
 import json
@@ -37,7 +38,9 @@ GENERATION_IDS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
+_MODULES_FILE = "modules.json"
 _POOLING_FILE = "1_Pooling/config.json"
+_MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last"}
 
 
@@ -133,15 +136,43 @@ def pooling_of(folder: Path) -> str | None:
     return _POOLING[chosen[0]]
 
 
-def pooling_files(pooling: str, width: int) -> dict[str, str]:
+def sentence_modules(folder: Path) -> tuple[str, ...]:
+    """Returns what sentence-transformers runs behind the body: Pooling, perhaps Normalize; nothing if no file says so.
+
+    Raises:
+      UserError: something else, a dense layer say, which we would leave out.
+    """
+    path = folder / _MODULES_FILE
+    if not path.is_file():
+        return _MODULES[1:2] if (folder / _POOLING_FILE).is_file() else ()
+    listed = [module if isinstance(module, dict) else {} for module in read_json(path, list)]
+    # Newer versions have the same names under longer paths.
+    names = tuple(str(module.get("type", "")).rpartition(".")[2] for module in listed)
+    if names not in (_MODULES, _MODULES[:2]):
+        raise UserError(
+            f"{path}: modules {', '.join(names)[:200]!r} are not supported, only {', '.join(_MODULES)} (the last or "
+            "not); read it with the head of another task, or remove this file if you want the body alone"
+        )
+    if listed[1].get("path") != str(Path(_POOLING_FILE).parent):
+        raise UserError(f"{path}: Pooling lies in {listed[1].get('path')!r:.60}, not in '{Path(_POOLING_FILE).parent}'")
+    return names[1:]
+
+
+def sentence_files(modules: tuple[str, ...], pooling: str, width: int) -> dict[str, str]:
     """Returns the files by which sentence-transformers knows a model that pools in this way."""
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    names = (_MODULES[0], *(modules or _MODULES[1:2]))
+    listed = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{name}" if i else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for i, name in enumerate(names)
     ]
     modes = {key: kind == pooling for key, kind in _POOLING.items()}
     return {
-        "modules.json": json.dumps(modules, indent=2),
+        _MODULES_FILE: json.dumps(listed, indent=2),
         _POOLING_FILE: json.dumps({"word_embedding_dimension": width} | modes, indent=2),
     }
 
@@ -158,6 +189,11 @@ def label_names(options: Options) -> tuple[str, ...]:
     if [int(key) for key, _ in ordered] != list(range(len(ordered))):
         raise options.error("id2label", "must number the classes from 0")
     return tuple(str(name) for _, name in ordered)
+
+
+def problem_type(classes: int) -> str:
+    """Returns how config.json calls what a "sequence" head of so many numbers is for; left out, it means the same."""
+    return "regression" if classes == 1 else "single_label_classification"
 
 
 def described_labels(labels: tuple[str, ...], classes: int) -> dict[str, Any]:

@@ -20,10 +20,12 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Returns the folder or file that `source` names; a name of the hub is downloaded into its own cache.
 
     Raises:
-      UserError: there is no such path, and it is no hub name that can be fetched.
+      UserError: there is no such path, and it is no hub name that can be fetched; or a revision of what is on disk.
     """
     path = Path(source).expanduser()
     if path.exists():
+        if revision is not None:
+            raise UserError(f"revision: {source} is on disk and has no revision '{revision}'; leave it out")
         return path
     if not _HUB_NAME.fullmatch(str(source)) or path.suffix in (".gguf", ".safetensors", ".bin"):
         raise UserError(f"{source}: no such file or folder; name one, or a model of the hub as OWNER/NAME")

@@ -86,8 +86,8 @@ class Options:
         return default if value is None else value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Returns the JSON object in a file, or the list if `kind` is that.
 
     Raises:
       UserError: it cannot be read, is too large, or holds anything else.
@@ -100,8 +100,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the name and the permissions") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: is not valid JSON; the file is damaged: download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: is not a JSON object; the file is damaged: download it again")
+    if not isinstance(value, kind):
+        name = "object" if kind is dict else kind.__name__
+        raise UserError(f"{path}: is not a JSON {name}; the file is damaged: download it again")
     return value
 
 

@@ -35,6 +35,7 @@ class Imported:
       generation: special ids (bos_token_id, eos_token_id, pad_token_id, decoder_start_token_id ...).
       tokenizer_files: contents by name, to be written back as they are; `tokenizer_note` says why there are none.
       labels: names of the classes, if the model names them.
+      modules: of sentence-transformers behind a body, as `folders.sentence_modules` has them.
       missing: paths of the parameters that the files do not have, for `complete`.
       unused: tensors that this model does not need (another head, buffers).
     """
@@ -45,6 +46,7 @@ class Imported:
     generation: dict[str, int | list[int]]
     tokenizer_files: dict[str, bytes]
     labels: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     tokenizer_note: str = ""
@@ -114,11 +116,15 @@ def _read_folder(folder: Path, weights: WeightSource, wanted: _Wanted) -> Import
     if not config.is_file():
         raise UserError(f"{folder}: no {folders.CONFIG} beside the weights; download the whole folder")
     options = Options(read_json(config), str(config))
-    if wanted.pooling is None and wanted.head in (None, "none"):  # of the body; heads have ways of their own
-        wanted = dataclasses.replace(wanted, pooling=folders.pooling_of(folder))
+    architecture, modules = architecture_of(options), ()
+    _, head = choose_head(architecture, options, wanted.head, wanted.classes)
+    if head.kind == "none":  # heads have ways of their own
+        modules = folders.sentence_modules(folder)
+        wanted = dataclasses.replace(wanted, pooling=wanted.pooling or folders.pooling_of(folder))
     files = folders.tokenizer_files(folder)
     return dataclasses.replace(
-        _read_tensors(weights, architecture_of(options), options, wanted),
+        _read_tensors(weights, architecture, options, wanted),
+        modules=modules,
         generation=folders.generation_ids(folder, options),
         tokenizer_files=files,
         tokenizer_note="" if files else f"{folder}: holds no tokenizer",
@@ -147,12 +153,19 @@ def _read_tensors(weights: WeightSource, architecture: Architecture, options: Op
     classes = wanted.classes or stored or len(labels) or options.integer("num_labels", 2)
     lengths = {"max_length": wanted.max_length, "pooling": wanted.pooling}
     cfg = read_model(architecture, head, options, set(names), classes=classes, **lengths)
+    if wanted.classes not in (0, cfg.classes):
+        raise UserError(
+            f"classes: a {class_name or cfg.head} has {cfg.classes}, not {wanted.classes}; name another head"
+        )
     moved, unplaced = transfers(architecture, head, cfg, shapes_of(cfg))
     matched, missing, unused = match(architecture, cfg, moved, unplaced, weights, wanted.allow_missing)
     check_computed(architecture, cfg, weights)
     params = read_params(cfg, matched, weights, wanted.dtype)
     classified = cfg.head in ("sequence", "tokens") and not missing
-    return Imported(cfg, params, class_name, {}, {}, labels if classified else (), missing, unused)
+    if classified and cfg.head == "sequence":  # several labels at a time would be read as a choice of one
+        options.require({"problem_type": (folders.problem_type(cfg.classes),)})
+    labels = labels if classified else ()
+    return Imported(cfg, params, class_name, {}, {}, labels, missing=missing, unused=unused)
 
 
 def _stored_classes(architecture: Architecture, rows, names: Mapping[str, str], weights: WeightSource) -> int:

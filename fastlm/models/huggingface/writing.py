@@ -29,6 +29,7 @@ def write(
     architecture: str | None = None,
     generation: Mapping[str, int | list[int]] | None = None,
     labels: tuple[str, ...] = (),
+    modules: tuple[str, ...] = (),
     dtype: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> tuple[str, list[Path]]:
@@ -40,6 +41,7 @@ def write(
       architecture: class name; None takes the first that holds the model.
       generation: special ids, as in `Imported.generation`.
       labels: names of the classes of a classifier.
+      modules: of sentence-transformers behind a body, as in `Imported.modules`.
       dtype: of the stored tensors; None keeps that of the parameters.
       max_shard_bytes: size above which weights are split over files.
 
@@ -61,13 +63,16 @@ def write(
     options["dtype"] = options["torch_dtype"] = tensors[0].dtype.name
     if cfg.head in ("sequence", "tokens"):
         options |= folders.described_labels(labels, cfg.classes)
+    if cfg.head == "sequence":  # without it, pipelines of transformers squash an estimate into [0, 1]
+        options["problem_type"] = folders.problem_type(cfg.classes)
     ids = {key: value for key, value in (generation or {}).items() if key in folders.GENERATION_IDS}
     # Explicit nulls, or transformers takes defaults that may lie beyond the vocabulary. Options of the architecture
     # win: RoBERTa counts its positions from the padding id.
     options = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | ids | options
     files = {name: content for name, content in (tokenizer_files or {}).items() if name in folders.TOKENIZER_FILES}
-    if cfg.head == "none" and cfg.pooling != "first":
-        files |= {name: text.encode() for name, text in folders.pooling_files(cfg.pooling, cfg.width).items()}
+    if cfg.head == "none" and (modules or cfg.pooling != "first"):
+        beside = folders.sentence_files(modules, cfg.pooling, cfg.width)
+        files |= {name: text.encode() for name, text in beside.items()}
     if cfg.head == "language_model":
         files[folders.GENERATION] = json.dumps(ids, indent=2, sort_keys=True).encode()
     files[folders.CONFIG] = (json.dumps(options, indent=2, sort_keys=True) + "\n").encode()
