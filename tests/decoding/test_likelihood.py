@@ -47,6 +47,16 @@ def test_they_are_those_of_the_plain_model_in_any_batch(params):
     assert found[-1].greedy
 
 
+def test_of_a_kind_that_groups_tokens_too_they_do_not_depend_on_the_batch():
+    model = Model(dataclasses.replace(MODEL.cfg, max_length=64, attention="lsh(chunk=4)"))
+    params = jax.jit(model.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(0, 260, n).tolist(), rng.integers(0, 260, 4).tolist()) for n in (7, 40)]
+    together = likelihoods(model, params, pairs, batch_size=2)
+    alone = [likelihoods(model, params, [pair], batch_size=2)[0] for pair in pairs]
+    assert [one.log_probability for one in together] == pytest.approx([one.log_probability for one in alone], abs=1e-3)
+
+
 @pytest.fixture
 def said(caplog, monkeypatch):
     """What was logged."""
