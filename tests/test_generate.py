@@ -2,13 +2,14 @@
 
 import json
 
+import jax
 import pytest
 from tokenizers import Tokenizer
 
 from fastlm.data import chat
 from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
-from fastlm.training import restore
+from fastlm.training import build, restore
 from tests.models.huggingface_folders import ROBERTA, copied, with_tokenizer
 from tests.test_bad_input import call, refuses
 
@@ -96,6 +97,24 @@ def test_an_encoder_decoder_writes_what_it_is_asked_to(tmp_path):
     assert greedy[0].tokens and restored.tokenizer.decode(greedy[0].tokens)
     assert said(workdir, "--prompt", "abc", "--prompt", "abc").count(restored.tokenizer.decode(greedy[0].tokens)) == 2
     refuses("the prompt is not valid UTF-8", "generate", "--workdir", workdir, "--prompt", "a\udcff")
+
+
+def test_what_is_fine_tuned_begins_with_the_tokens_that_the_model_came_with(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda *a: 1)
+    monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
+    workdir = converted("bart", tmp_path, pad_token="<unk>")
+    came = restore.restore(workdir, meshes.make()).about["config"]["task"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"a": "abc", "b": "cab", "split": s}) + "\n" for s in ("train", "test") * 8))
+    tiny_config |= {"init": {"source": str(workdir), "step": ""}, "model": {}}
+    tiny_config["data"] |= {"sources": ((f"jsonl:{rows}", 1.0),), "length": 16}
+    tiny_config["evaluation"] |= {"split": "test", "final_split": ""}
+    tiny_config["task"] = {"name": "sequence_to_sequence", "source": "a", "target": "b"}
+    kind = build.build(tiny_config, tmp_path / "tuned").kind
+    assert (kind.start, kind.forbidden) == (came["start"], tuple(came["forbidden"])) and came["forbidden"]
+    tiny_config["task"] |= {"start": 1, "forbidden": (2,)}
+    other = build.build(tiny_config, tmp_path / "other").kind
+    assert (other.start, other.forbidden) == (1, (2,))
 
 
 def test_padding_that_is_the_end_is_not_forbidden(tmp_path):

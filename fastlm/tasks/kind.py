@@ -7,7 +7,7 @@ Adding a task is one file and one line of `tasks.KINDS`.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +60,11 @@ class TaskKind(ABC):
           UserError: the data lacks a field, or cannot be what the config says.
         """
         del data
+        return self
+
+    def going_on_from(self, task: Mapping[str, Any]) -> "TaskKind":
+        """Returns this kind with what a model that was trained for `task` (a config's section) expects of another."""
+        del task
         return self
 
     @abstractmethod

@@ -12,7 +12,7 @@ Dims: B batch, S source time, T target time.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -153,6 +153,15 @@ class SequenceToSequence(RowsKind):
         else:
             read, start = lambda text: sample.prompt_ids(tokenizer, self.prefix + text + self.separator), None
         return Writing(read, start, (tokenizer.eos,), rules)
+
+    def going_on_from(self, task: Mapping[str, Any]) -> "SequenceToSequence":
+        """Takes over with which tokens a text begins and which it never has, where nothing else is said."""
+        taken = {}
+        for name in ("start", "forced_first", "forbidden"):
+            usual = getattr(SequenceToSequence, name)
+            if name in task and getattr(self, name) == usual:
+                taken[name] = type(usual)(task[name])
+        return dataclasses.replace(self, **taken)
 
     def encoder(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> Encode:
         """Returns row -> source [S], tokens and targets [T]; of a decoder, tokens, targets and scored [T]."""

@@ -119,7 +119,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         with naming("tokenizer"):
             tokenizer = make_tokenizer(section("tokenizer"), kind, data)
     else:
-        tokenizer = start.tokenizer
+        tokenizer, kind = start.tokenizer, kind.going_on_from(start.task)
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
     with naming("data"):
         cfg = kind.fit(cfg, tokenizer, data)

@@ -57,6 +57,7 @@ class Start:
 
     Attributes:
       origin: what it keeps of where it came from (see `convert`): chat template, ids for generation; {} for our own.
+      task: the section of its config.
     """
 
     init: Init
@@ -64,6 +65,7 @@ class Start:
     cfg: ModelConfig
     tokenizer: tokenizers.Tokenizer
     origin: dict[str, Any]
+    task: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def params(self, cfg: ModelConfig, mesh: Mesh, seed: int) -> Any:
         """Returns the weights for the architecture `cfg`, with what is new made anew."""
@@ -81,7 +83,8 @@ def start(init: Init) -> Start:
     step = files.resolve(init.step)
     about = files.about(step)
     cfg = ModelConfig.from_json(json.dumps(about["model"]))
-    return Start(init, step, cfg, tokenizers.from_json(about["tokenizer"]), about.get("huggingface", {}))
+    tokenizer, task = tokenizers.from_json(about["tokenizer"]), about["config"].get("task", {})
+    return Start(init, step, cfg, tokenizer, about.get("huggingface", {}), task)
 
 
 def changed(cfg: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
