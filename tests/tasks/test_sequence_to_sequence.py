@@ -118,7 +118,8 @@ def test_it_learns_writes_and_is_scored(family, data, tmp_path):
     mesh = meshes.make()
     step, batches = jax.jit(make_train_step(task, optimizer)), KIND.train_batches(model.cfg, TOKENIZER, data, 0)
     for _ in range(200):
-        current, metrics = step(current, task.constants, to_device(next(batches), mesh))
+        # Waited for: eight devices on few cores whose steps pile up wait for each other longer than XLA lets them.
+        current, metrics = jax.block_until_ready(step(current, task.constants, to_device(next(batches), mesh)))
     batches.close()
     assert summarize({name[5:]: float(v) for name, v in metrics.items() if name.startswith("sums/")})["accuracy"] > 0.95
     trained = Trained(model, task, current.params, TOKENIZER, mesh)
