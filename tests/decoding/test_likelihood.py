@@ -59,8 +59,10 @@ def test_of_a_kind_that_groups_tokens_too_they_do_not_depend_on_the_batch():
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """What was logged."""
+    """What was logged, whatever the commands that other tests ran in this process made of the logger."""
     monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+    monkeypatch.setattr(logging.get_absl_logger(), "disabled", False)
+    caplog.set_level("WARNING", logger="absl")
     return caplog
 
 

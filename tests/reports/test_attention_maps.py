@@ -25,7 +25,7 @@ def looked(notice=""):
     about = {"causal": True, "queries": "tokens", "keys": "tokens"}
     maps = [
         AttentionMap("decoder", 0, "full", weights=shares.astype(np.float32), **about),
-        AttentionMap("decoder", 1, "delta", weights=np.tril(rng.normal(size=(3, size, size))), **about),
+        AttentionMap("decoder", 1, "gated_delta", weights=np.tril(rng.normal(size=(3, size, size))), **about),
     ]
     return Looked("Attention of <a run>", {"tokens": TOKENS}, maps, notice)
 
@@ -53,7 +53,7 @@ def test_the_page_needs_nothing_else(folder):
     assert page.count('<img class="map"') == 5
     assert page.count("</script>") == 1 and "<a run>" not in page and "&lt;a run&gt;" in page
     assert "The text is cut." in page
-    assert "Weights of delta are no shares of 1, and may be negative" in page
+    assert "Weights of gated_delta are no shares of 1, and may be negative" in page
     data = json.loads(re.search(r"const DATA = (.*);\n", page).group(1))
     assert data["tokens"]["tokens"] == TOKENS
 
