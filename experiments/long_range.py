@@ -7,27 +7,33 @@ Every run is `fastlm.train` on a config of configs/long_range in a process of it
 finished one is a line of results.jsonl there and is not run again, a stopped one resumes. More overrides
 (--config.training.steps=3000) go to every run. --kinds takes names or whole specs ("local(window=32)"); without it, all
 kinds that can look ahead. --size paper takes the sizes of the paper. Time on two quiet cores: five to ten minutes a
-run. Accuracy is that of the test split, its error over rows (and over seeds, where there are several); a result within
-two errors of the best constant answer is called not learned. Steps per second are one over the median of the log
-intervals; memory is the peak of the whole process, data and compilation included.
+run; --at-once 2 trains two side by side, each on its share of the cores: small models use one core better than two.
+Accuracy is that of the test split, its error over rows (and over seeds, where there are several); a result within
+two errors of the best constant answer is called not learned. Memory is the peak of the whole process, data and
+compilation included. Speeds are taken at the end, one task after the other, with nothing else running: all its kinds
+take turns at training steps on a batch of the longest rows, and medians count.
 Beside it stands Table 1 of Long Range Arena (arXiv 2011.04006), as secondary sources repeat it: its data (but for
 ListOps and Pathfinder, which are made alike), sizes and budgets are others, so it says what order to expect, no more.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import signal
 import statistics
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import runs
+from experiments import steps as training_steps
+from experiments.benchmarks import workers
 from fastlm import command_line
 from fastlm.errors import UserError, nearest
 from fastlm.models import attention
@@ -92,7 +98,6 @@ class Result:
     Attributes:
       accuracy, accuracy_error: of the test rows, and its standard error.
       chance: accuracy of the best constant answer on these rows.
-      steps_per_second: one over the median step.
       peak_memory: of the process that ended the run, in MiB.
     """
 
@@ -103,7 +108,6 @@ class Result:
     accuracy_error: float
     chance: float
     rows: int
-    steps_per_second: float
     peak_memory: float
     arguments: tuple[str, ...]
 
@@ -159,11 +163,8 @@ def finished(folder: Path, wanted: Sequence[Run]) -> dict[Run, Result]:
     return found
 
 
-def train(run: Run) -> Result | None:
-    """Trains in a process of its own; None if it did not finish, with the reason in its log."""
-    outcome = runs.train(run.arguments, run.workdir)
-    if outcome is None:
-        return None
+def result_of(run: Run, outcome: runs.Outcome) -> Result:
+    """Returns what a finished training came to."""
     labels = Counter(json.loads(line)["label"] for line in (run.workdir / "predictions.jsonl").open(encoding="utf-8"))
     return Result(
         task=run.task,
@@ -173,31 +174,47 @@ def train(run: Run) -> Result | None:
         accuracy_error=outcome.metrics["accuracy_error"],
         chance=max(labels.values()) / labels.total(),
         rows=labels.total(),
-        steps_per_second=1 / outcome.step_seconds,
         peak_memory=outcome.peak_memory,
         arguments=run.arguments,
     )
 
 
-def table(results: Sequence[Result]) -> str:
-    """Returns the results as Markdown, a line for each task and kind, in the order they first come."""
+def step_times(wanted: Sequence[Run], turns: int = 5, steps: int = 2) -> dict[str, float]:
+    """Returns the median seconds of a training step on the longest rows for each of these runs' kinds, by turns."""
+    with tempfile.TemporaryDirectory() as unused:
+        each = {}
+        for run in wanted:
+            _, file, *changes = run.arguments
+            config = command_line.load_config(file, [change.removeprefix("--config.") for change in changes])
+            step = training_steps.training_step(config, Path(unused))
+            for _ in range(2):  # compile, and let the allocator settle
+                step()
+            each[run.kind] = functools.partial(workers.timed, step, steps)
+        taken = workers.take_turns(each, turns)
+    return {kind: statistics.median(turn["seconds"] for turn in mine) for kind, mine in taken.items()}
+
+
+def table(results: Sequence[Result], seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns the results as Markdown, a line for each task and kind, in the order they first come.
+
+    Args:
+      seconds: of a step, by task and kind, as far as they were taken.
+    """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.task, result.kind), []).append(result)
     lines = [
-        "| task | attention | seeds | accuracy | best constant | steps/s | of full's | peak MiB | published (LRA) |",
+        "| task | attention | seeds | accuracy | best constant | ms/step | of full's speed | peak MiB | published |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for task in dict.fromkeys(task for task, _ in groups):
-        speeds = {kind: _mean(group, "steps_per_second") for (other, kind), group in groups.items() if other == task}
-        for kind, speed in speeds.items():
-            group = groups[task, kind]
-            relative = f"{speed / speeds[BASELINE]:.2f}" if BASELINE in speeds else "-"
-            lines.append(
-                f"| {task} | {SPECS.get(kind, kind)} | {len(group)} | {shown_accuracy(group)} "
-                f"| {_mean(group, 'chance'):.3f} | {speed:.2f} | {relative} | {_mean(group, 'peak_memory'):.0f} "
-                f"| {published(task, kind)} |"
-            )
+    for (task, kind), group in sorted(groups.items(), key=lambda item: list(TASKS).index(item[0][0])):
+        times = seconds.get(task, {})
+        relative = f"{times[BASELINE] / times[kind]:.2f}" if {kind, BASELINE} <= times.keys() else "-"
+        lines.append(
+            f"| {task} | {SPECS.get(kind, kind)} | {len(group)} | {shown_accuracy(group)} "
+            f"| {_mean(group, 'chance'):.3f} | {f'{1e3 * times[kind]:.0f}' if kind in times else '-'} | {relative} "
+            f"| {_mean(group, 'peak_memory'):.0f} | {published(task, kind)} |"
+        )
     return "\n".join(lines)
 
 
@@ -234,33 +251,56 @@ def define_flags() -> None:
     flags.DEFINE_string("kinds", "", "attention kinds, with options or not; all that can look ahead if empty")
     flags.DEFINE_list("seeds", ["0"], "seeds of each")
     flags.DEFINE_string("size", "", "argument of the configs: nothing for small ones, or paper")
+    flags.DEFINE_integer("at_once", 1, "trainings side by side, each on its share of the cores", lower_bound=1)
+    flags.DEFINE_bool("speeds", True, "take the time of steps at the end; --nospeeds on a machine that is not quiet")
 
 
-def run_all(wanted: Sequence[Run], folder: Path) -> str:
-    """Runs what is missing, one after the other, and returns the table of all, which is also written.
+def run_all(wanted: Sequence[Run], folder: Path, at_once: int = 1) -> str:
+    """Runs what is missing and returns the table of all, which is also written.
 
     Raises:
       UserError: some runs did not finish; the others are done.
     """
     results, failed = finished(folder, wanted), []
-    for run in wanted:
-        if run in results:
-            continue
+    missing = [run for run in wanted if run not in results]
+    for run in missing:
         print(f"{run.task}, {run.kind}, seed {run.seed}: {run.log}", flush=True)
-        result = train(run)
-        if result is None:
+    for place, outcome in runs.train_each([(run.arguments, run.workdir) for run in missing], at_once):
+        run = missing[place]
+        if outcome is None:
             failed.append(run)
             continue
-        results[run] = result
+        results[run] = result_of(run, outcome)
+        print(f"{run.task}, {run.kind}, seed {run.seed}: accuracy {results[run].accuracy:.3f}", flush=True)
         with (folder / "results.jsonl").open("a") as lines:
-            lines.write(json.dumps(dataclasses.asdict(result)) + "\n")
-    text = table([results[run] for run in wanted if run in results])
-    workdir_files.write_whole(folder / "results.md", text + "\n")
+            lines.write(json.dumps(dataclasses.asdict(results[run])) + "\n")
+    text = write_table(wanted, results, folder)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(wanted)} runs did not finish (see {', '.join(str(run.log) for run in failed)}); "
             f"the others are in {folder / 'results.md'}"
         )
+    return text
+
+
+def take_times(wanted: Sequence[Run], folder: Path) -> None:
+    """Adds to speeds.json the times of every task of which a kind is missing there: all its kinds by turns, again."""
+    path = folder / "speeds.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for task in dict.fromkeys(run.task for run in wanted):
+        kinds = {run.kind: run for run in wanted if run.task == task}
+        if kinds.keys() - known.get(task, {}).keys():
+            print(f"{task}: taking the time of {len(kinds)} kinds", flush=True)
+            known[task] = known.get(task, {}) | step_times(list(kinds.values()))
+            workdir_files.write_whole(path, json.dumps(known, indent=1) + "\n")
+
+
+def write_table(wanted: Sequence[Run], results: Mapping[Run, Result], folder: Path) -> str:
+    """Writes results.md, and returns it."""
+    path = folder / "speeds.json"
+    seconds = json.loads(path.read_text()) if path.is_file() else {}
+    text = table([results[run] for run in wanted if run in results], seconds)
+    workdir_files.write_whole(folder / "results.md", text + "\n")
     return text
 
 
@@ -270,7 +310,11 @@ def main() -> None:
     kinds = split_kinds(FLAGS.kinds) or bidirectional()
     seeds = [runs.seed(text) for text in FLAGS.seeds]
     folder = Path(FLAGS.folder)
-    print(run_all(plan(FLAGS.tasks, kinds, seeds, folder, FLAGS.size, command_line.overrides()), folder))
+    wanted = plan(FLAGS.tasks, kinds, seeds, folder, FLAGS.size, command_line.overrides())
+    run_all(wanted, folder, FLAGS.at_once)
+    if FLAGS.speeds:
+        take_times(wanted, folder)
+    print(write_table(wanted, finished(folder, wanted), folder))
 
 
 def _stop(*_: Any) -> None:

@@ -8,7 +8,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,19 +28,74 @@ class Outcome(NamedTuple):
 
 def train(arguments: Sequence[str], workdir: Path) -> Outcome | None:
     """Trains, printing into WORKDIR.log (all attempts appended); None if it did not finish, with the reason there."""
+    ((_, outcome),) = train_each([(arguments, workdir)])
+    return outcome
+
+
+def train_each(
+    trainings: Sequence[tuple[Sequence[str], Path]], at_once: int = 1
+) -> Iterator[tuple[int, Outcome | None]]:
+    """Trains each of these (arguments, workdir) and yields its place and outcome, as they end.
+
+    `at_once` trainings run side by side, each on its own share of the cores where the system can do that (Linux): small
+    models use one core better than two. What a step of theirs takes then says nothing about a machine of their own.
+    """
+    waiting = list(enumerate(trainings))[::-1]
+    free = _shares(at_once)
+    running: dict[int, tuple[int, Path, set[int], subprocess.Popen]] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                place, (arguments, workdir) = waiting.pop()
+                cores = free.pop()
+                process = _start(arguments, workdir, cores)
+                running[process.pid] = place, workdir, cores, process
+            pid, status, usage = _first_to_end(running)
+            place, workdir, cores, process = running.pop(pid)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            free.append(cores)
+            yield place, _outcome(process, workdir, usage)
+    finally:
+        for *_, process in running.values():
+            process.terminate()  # it saves and ends; the same command resumes
+        for *_, process in running.values():
+            process.wait()
+
+
+def _shares(count: int) -> list[set[int]]:
+    """So many sets of cores; more trainings than cores share them all."""
+    if count < 2 or not hasattr(os, "sched_getaffinity"):
+        return [set() for _ in range(count)]
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[n::count]) or set(cores) for n in range(count)]
+
+
+def _start(arguments: Sequence[str], workdir: Path, cores: set[int]) -> subprocess.Popen:
     log_file = log_of(workdir)
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, *TRAINER, *arguments, f"--workdir={workdir}"]
+    mine = os.sched_getaffinity(0) if cores else set()
     with log_file.open("ab") as log:
-        command = [sys.executable, *TRAINER, *arguments, f"--workdir={workdir}"]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            # Not `wait`: this also says what memory this one child had, of which no other way remains at its end.
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.terminate()  # it saves and ends; the same command resumes
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
+            if cores:
+                os.sched_setaffinity(0, cores)  # of this thread, and of what it starts
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        finally:
+            if cores:
+                os.sched_setaffinity(0, mine)
+
+
+def _first_to_end(pids: Collection[int]) -> tuple[int, int, Any]:
+    """Waits; not by `Popen.wait`, for this also says what memory this one child had, which nothing else does."""
+    while True:
+        for pid in pids:
+            ended, status, usage = os.wait4(pid, os.WNOHANG)
+            if ended:
+                return ended, status, usage
+        time.sleep(0.1)
+
+
+def _outcome(process: subprocess.Popen, workdir: Path, usage: Any) -> Outcome | None:
     result = workdir / "result.json"
     if process.returncode or not result.is_file():
         return None

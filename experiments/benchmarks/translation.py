@@ -4,10 +4,10 @@
     launch/local.sh -m experiments.benchmarks.translation --torch-python PYTHON_THAT_HAS_TORCH
 
 The first command trains ours; the second has PyTorch train on exactly the same batches, in the same order, with the
-same schedule, AdamW, dropout, label smoothing and clipping, writes the test translations of both greedily and
-scores them with the same code, the difference by a paired bootstrap; then the two take turns at training steps, in
-processes of their own. Both start from normal weights of the same spread (projections into the residual stream
-smaller), but not from the same numbers. `--speed-only` leaves out the training.
+same schedule, AdamW, dropout, label smoothing, clipping and bfloat16 products (autocast), writes the test translations
+of both greedily and scores them with the same code, the difference by a paired bootstrap; then the two take turns at
+training steps, in processes of their own. Both start from normal weights of the same spread (projections into the
+residual stream smaller), but not from the same numbers. `--speed-only` leaves out the training.
 PyTorch's training is resumable: it saves itself in `--folder` every 100 steps. About an hour on 2 cores.
 """
 
@@ -29,6 +29,7 @@ from experiments.benchmarks import workers
 CONFIG = "configs/translate_transformer.py"
 VARIANTS = ("torch f32", "torch bf16", "fastlm f32", "fastlm bf16")
 SAVE_EVERY = 100
+DTYPE = "bf16"  # of PyTorch's products while it learns: what the config says of ours
 
 
 def torch_model(shape: dict[str, Any]) -> Any:
@@ -137,7 +138,7 @@ def train_torch(folder: Path) -> None:
             group["lr"] = float(rates[step])
         names = ("source", "source_length", "tokens", "tokens_length", "targets")
         batch = {name: batches[f"{step}/{name}"] for name in names}
-        loss = torch_step(model, optimizer, batch, shape, "f32")
+        loss = torch_step(model, optimizer, batch, shape, DTYPE)
         if (step + 1) % 20 == 0:
             print(f"step {step + 1}: {loss:.4f}", flush=True)
         if (step + 1) % SAVE_EVERY == 0:
@@ -178,26 +179,14 @@ def torch_turn(dtype: str, folder: Path) -> Callable[[], float]:
     return lambda: torch_step(model, optimizer, batch, shape, dtype)
 
 
-def fastlm_turn(dtype: str, folder: Path) -> Callable[[], float]:
+def fastlm_turn(dtype: str, folder: Path) -> Callable[[], Any]:
     """Returns one training step of ours on the same batch."""
-    import jax
-
+    from experiments import steps
     from fastlm import command_line
-    from fastlm.training import build
-    from fastlm.training.step import make_train_step
 
     config = command_line.load_config(CONFIG, [])
     config["compute"]["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
-    experiment = build.build(config, folder / "unused")
-    batch = dict(np.load(folder / "longest.npz"))
-    step = make_train_step(experiment.task, experiment.optimizer, accumulation=experiment.training.accumulation)
-    step, state = jax.jit(step, donate_argnums=0), [jax.jit(experiment.create_state)()]
-
-    def turn() -> float:
-        state[0], metrics = step(state[0], experiment.task.constants, batch)
-        return float(metrics["sums/nll"] / metrics["sums/tokens"])
-
-    return turn
+    return steps.training_step(config, folder / "unused", dict(np.load(folder / "longest.npz")))
 
 
 def work(variant: str, folder: Path) -> None:
@@ -211,6 +200,7 @@ def work(variant: str, folder: Path) -> None:
 
 def prepare(folder: Path) -> None:
     """Writes what PyTorch needs: shape, schedule, batches in order, and the test sources as tokens."""
+    from experiments import steps as training_steps
     from fastlm import command_line
     from fastlm.training import build
 
@@ -237,15 +227,12 @@ def prepare(folder: Path) -> None:
     (folder / "shape.json").write_text(json.dumps(shape))
     np.save(folder / "rates.npy", np.array([float(experiment.schedule(step)) for step in range(steps)]))
     reader, batches = experiment.train_batches(), {}
-    longest: dict[str, np.ndarray] = {}
     for step in range(steps):
         batch = next(reader)
         batches |= {f"{step}/{name}": value for name, value in batch.items() if name not in ("record", "epoch")}
-        if not longest or batch["tokens"].size + batch["source"].size > longest["tokens"].size + longest["source"].size:
-            longest = {name: value for name, value in batch.items() if name not in ("record", "epoch")}
     reader.close()
     np.savez(folder / "batches.npz", **batches)
-    np.savez(folder / "longest.npz", **longest)
+    np.savez(folder / "longest.npz", **training_steps.longest_batch(experiment))
     encode = kind.encoder(cfg, experiment.tokenizer, experiment.data)
     rows = kind.load(experiment.data, experiment.evaluation.final_split)[0][0]
     (folder / "sources.json").write_text(json.dumps([encode(row)["source"].tolist() for row in rows]))
