@@ -33,9 +33,9 @@ from absl import flags
 
 from experiments import runs
 from experiments import steps as training_steps
-from experiments.benchmarks import workers
 from fastlm import command_line
 from fastlm.errors import UserError, nearest
+from fastlm.measurement import workers
 from fastlm.models import attention
 from fastlm.training import workdir_files
 

@@ -10,15 +10,13 @@ With `--attention_maps` nothing is scored: what each head looks at in one text i
     python -m fastlm.evaluate --workdir runs/lm_small --attention_maps --text "Fellow citizens of the Senate"
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from fastlm import command_line, configuration
-from fastlm.data.settings import Data, Evaluation
+from fastlm import command_line
 from fastlm.decoding.sample import Sampling
 from fastlm.errors import UserError
 from fastlm.measurement.human_eval import Problem, read_human_eval
@@ -27,7 +25,7 @@ from fastlm.parallel import multihost
 from fastlm.tasks import code_generation
 from fastlm.tasks.code_generation import Attempts
 from fastlm.tasks.kind import Scored
-from fastlm.training import restore
+from fastlm.training import quality, restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
@@ -71,8 +69,6 @@ flags.DEFINE_alias("text-file", "text_file")
 flags.DEFINE_alias("map-tokens", "map_tokens")
 flags.DEFINE_alias("maps-folder", "maps_folder")
 
-USER_FILES = ("text", "jsonl", "tsv", "csv")
-
 
 def main() -> None:
     """Restores, scores, prints."""
@@ -83,7 +79,7 @@ def main() -> None:
     if ATTENTION_MAPS.value:
         draw_attention(restored, mesh, texts)
         return
-    scored = solve(restored, mesh, problems) if problems else score(restored, mesh)
+    scored = solve(restored, mesh, problems) if problems else quality.score(restored, mesh, asked())
     metrics = scored.metrics
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if multihost.is_primary():
@@ -93,39 +89,16 @@ def main() -> None:
         print(json.dumps({"workdir": WORKDIR.value, "step": restored.step, "metrics": metrics}))
 
 
-def score(restored: restore.Restored, mesh: jax.sharding.Mesh) -> Scored:
-    """Scores the source and split that the flags name."""
-    data, evaluation, split = asked(restored)
-    length, context = LENGTH.value or data.length, restored.model.cfg.max_length
-    if length > context:
-        raise UserError(f"--length: {length} is more than the model's context of {context} tokens (model.max_length)")
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    data = dataclasses.replace(data, length=length)
-    evaluation = dataclasses.replace(
-        evaluation,
-        batch_size=-(-BATCH_SIZE.value // devices) * devices,
-        overlap=OVERLAP.value if OVERLAP.value >= 0 else evaluation.overlap,
-    )
-    kind = restored.kind()
-    return kind.score(restored.trained(kind, mesh), data, evaluation, split, BATCHES.value)
-
-
-def asked(restored: restore.Restored) -> tuple[Data, Evaluation, str]:
-    """Returns the run's settings with the sources of the flags, and the split that the flags name."""
-    config = restored.about["config"]
-    data = configuration.make(Data, "data", config["data"])
-    evaluation = configuration.make(Evaluation, "evaluation", config.get("evaluation", {}))
-    sources = tuple((source, 1.0) for source in SOURCE.value) or data.sources
-    user_files = SOURCE.value and SOURCE.value[0].partition(":")[0] in USER_FILES
-    split = SPLIT.value or ("all" if user_files else evaluation.final_split or "test")
-    return dataclasses.replace(data, sources=sources), evaluation, split
+def asked() -> quality.Asked:
+    """Returns what the flags ask for."""
+    return quality.Asked(SOURCE.value, SPLIT.value, LENGTH.value, OVERLAP.value, BATCH_SIZE.value, BATCHES.value)
 
 
 def draw_attention(restored: restore.Restored, mesh: jax.sharding.Mesh, texts: list[str]) -> None:
     """Writes what the model looks at in the texts, or else in the first example of the split."""
     from fastlm.reports import attention_maps  # draws, and so imports a plotting library that scoring does without
 
-    data, _, split = asked(restored)
+    data, _, split = quality.data_of(restored, asked())
     kind = restored.kind()
     if not texts and not data.sources:
         raise UserError("no text to look at; give --text, --text_file or --source")

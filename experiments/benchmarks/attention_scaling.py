@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import workers
+from fastlm.measurement import workers
 
 WIDTH, HEADS, WINDOW = 256, 4, 128
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import workers
+from fastlm.measurement import workers
 
 PAD, END, FIRST = 0, 1, 2
 VARIANTS = ("transformers float32", "fastlm float32", "transformers bfloat16", "fastlm bfloat16")

@@ -16,7 +16,7 @@ import json
 import statistics
 from collections.abc import Callable
 
-from experiments.benchmarks import workers
+from fastlm.measurement import workers
 
 VOCABULARY, WIDTH, HEADS, MLP, LAYERS, LENGTH, BATCH = 8192, 384, 6, 1536, 6, 256, 16
 MICROBATCHES = 4  # ours: four rows' activations stay in the cache; PyTorch is faster without

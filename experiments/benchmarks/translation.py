@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import workers
+from fastlm.measurement import workers
 
 CONFIG = "configs/translate_transformer.py"
 VARIANTS = ("torch f32", "torch bf16", "fastlm f32", "fastlm bf16")
@@ -159,10 +159,10 @@ def greedy(model: Any, sources: list[np.ndarray], shape: dict[str, Any]) -> list
     padded = torch.zeros(len(sources), int(lengths.max()), dtype=torch.int64)
     for row, source in zip(padded, sources):
         row[: len(source)] = torch.from_numpy(source)
-    tokens = torch.full((len(sources), 1), shape["start"])
+    tokens = torch.full((len(sources), 1), shape["start"])  # which may be the end token
     with torch.no_grad():
         memory = model.encode(padded, lengths)
-        while tokens.shape[1] <= shape["longest_target"] and not (tokens == shape["end"]).any(dim=1).all():
+        while tokens.shape[1] <= shape["longest_target"] and not (tokens[:, 1:] == shape["end"]).any(dim=1).all():
             tokens = torch.cat([tokens, model.decode(tokens, memory)[:, -1:].argmax(dim=-1)], dim=1)
     rows = [row[1:] for row in tokens.tolist()]
     return [row[: row.index(shape["end"])] if shape["end"] in row else row for row in rows]

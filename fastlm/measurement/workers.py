@@ -8,10 +8,11 @@ so this file imports nothing but the standard library.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 ALLOCATOR = {
@@ -28,13 +29,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ALLOCATOR, "PYTHONPATH": os.getcwd()}
 
 
+class Ended(SystemExit):
+    """A worker ended before it was asked to; what it had to say stands on its standard error."""
+
+    def __init__(self, status: int, command: Sequence[str]) -> None:
+        """Takes its exit status and what was run."""
+        super().__init__(f"a worker ended with status {status}: {' '.join(command)}")
+        self.status = status
+
+
 class Worker:
     """A running process that answers each line of JSON with one."""
 
-    def __init__(self, file: str, *arguments: str, python: str | None = None) -> None:
-        """Starts `file` with these arguments and waits until it says that it is ready (see `serve`)."""
+    def __init__(self, *arguments: str, python: str | None = None) -> None:
+        """Starts Python with these arguments and waits until it says that it is ready (see `serve`)."""
         self._process = subprocess.Popen(
-            [python or sys.executable, os.path.abspath(file), *arguments],
+            [python or sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -58,7 +68,7 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"a worker ended with status {self._process.wait()}: {self._process.args}")
+        raise Ended(self._process.wait(), self._process.args)
 
 
 def serve(answer: Callable[[Any], dict[str, Any]]) -> None:
@@ -77,6 +87,11 @@ def timed(call: Callable[[], Any], times: int = 1) -> dict[str, float]:
         "seconds": (time.perf_counter() - start) / times,
         "cpu": (sum(os.times()[:2]) - busy) / times,
     }
+
+
+def peak_memory() -> float:
+    """Returns the most memory this process has had so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def take_turns(asks: dict[str, Callable[[], dict[str, Any]]], turns: int) -> dict[str, list[dict[str, Any]]]:
