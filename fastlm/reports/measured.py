@@ -36,7 +36,11 @@ def draw(base: Measured, model: Measured, what: Sequence[Load], out: str | Path)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.tick_params(labelsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.25)
+    if max(values) > 8 or min(values) < 1 / 8:  # or a bar would hide the others
+        axes.set_xscale("log")
+        axes.set_xlim(min(values) / 2, max(values) * 10)
+    else:
+        axes.set_xlim(right=axes.get_xlim()[1] * 1.25)
     axes.set_title(f"{model.name} / {base.name}: orange, less is better; blue, more is", fontsize=9)
     figure.tight_layout()
     figure.savefig(out)

@@ -1,0 +1,55 @@
+"""`python -m fastlm.measure` on small models, its workers being processes of their own."""
+
+import json
+
+import jax
+import pytest
+
+from fastlm.models import ModelConfig, abstract
+from tests.models.huggingface_folders import copied, with_tokenizer
+from tests.test_bad_input import call, refuses
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "text.txt").write_text("abc cab " * 40)
+    for case in ("llama", "gpt2"):
+        source = with_tokenizer(copied(case, folder / "from" / case), {})
+        outcome = call("convert", "--from", source, "--to", folder / case)
+        assert outcome.status == 0, outcome.err
+    return folder
+
+
+def test_a_model_beside_its_baseline(workdirs):
+    small = ["--prompt", "16", "--new", "8", "--turns", "2", "--batches", "1,2"]
+    outcome = call(
+        "measure",
+        *("--workdir", workdirs / "llama", "--baseline", workdirs / "gpt2", "--source", f"text:{workdirs}/text.txt"),
+        *small,
+    )
+    assert outcome.status == 0, outcome.err
+    table, words = outcome.out.split("\n\n")[:2]
+    assert table.splitlines()[0] == "|  | gpt2 | llama | llama / gpt2 |" and "| bits_per_byte |" in table
+    assert "bytes" in words and "at writing, 2 rows" in words
+    folder = workdirs / "llama" / "measured"
+    assert (folder / "measured.md").read_text().startswith(table)
+    assert (folder / "measured.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((folder / "measured.json").read_text())
+    assert [(load["rows"], load["length"], load["count"]) for load in facts["loads"]] == [
+        *((1, 16, 0), (2, 16, 0), (1, 16, 8), (2, 16, 8))
+    ]
+    for model in facts["models"]:
+        about = json.loads((workdirs / model["name"] / "checkpoints/0/about/metadata").read_text())
+        shapes = abstract(ModelConfig.from_json(json.dumps(about["model"])))[0]
+        assert model["sizes"]["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        assert model["sizes"]["stored"] == 4 * model["sizes"]["parameters"] and model["sizes"]["files"] > 0
+        assert all(len(turns) == 2 for turns in model["seconds"].values())
+        assert model["quality"]["bits_per_byte"] > 0 and model["memory"] > 50
+
+
+def test_mistakes_are_one_line_before_anything_starts(workdirs, tmp_path):
+    measure = ["measure", "--workdir", workdirs / "llama"]
+    refuses("--batches: needs numbers of rows like 1,8, got '1,no'", *measure, "--batches", "1,no")
+    refuses("is the same checkpoint; name another, or leave it out", *measure, "--baseline", workdirs / "llama")
+    refuses("no checkpoint", *measure, "--baseline", tmp_path)
