@@ -6,12 +6,15 @@
 
 One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line),
 run as a batch and are printed in order. The same seed gives the same text. `--beams` searches for the likeliest
-text instead of drawing one.
+text instead of drawing one. `--draft` has a smaller model of the same tokenizer, or with `--draft lookup` the text so
+far, propose tokens that the model only checks: the same distribution, the same greedy text, in fewer readings.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -19,7 +22,7 @@ from absl import flags
 from fastlm import command_line
 from fastlm.data import chat
 from fastlm.data.tokenizers.base import check_text
-from fastlm.decoding import beam, sample
+from fastlm.decoding import beam, sample, speculative
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
@@ -43,6 +46,8 @@ SEED = flags.DEFINE_integer("seed", 0, "of the random draws", lower_bound=0, upp
 BEAMS = flags.DEFINE_integer("beams", 0, "search with so many beams instead of drawing; 0 draws", lower_bound=0)
 N_BEST = flags.DEFINE_integer("n_best", 1, "with --beams: texts shown per prompt, with their scores", lower_bound=1)
 LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "with --beams: more than 0 likes length")
+DRAFT = flags.DEFINE_string("draft", "", "speculative decoding: workdir of a smaller model that proposes, or 'lookup'")
+SPAN = flags.DEFINE_integer("span", 4, "with --draft: tokens proposed at a time", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -67,30 +72,52 @@ def draw(
 ) -> None:
     """Draws a text for each prompt; the only one appears as it is made."""
     tokenizer = restored.tokenizer
-    chunks = sample.generate(
-        restored.model,
-        restored.params,
-        rows,
-        max_tokens=max_tokens,
-        how=sample.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value),
-        seed=SEED.value,
-        start=writing.start,
+    options = {
+        "max_tokens": max_tokens,
+        "how": sample.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value),
+        "seed": SEED.value,
+        "start": writing.start,
         **writing.rules,
-    )
+    }
+    if DRAFT.value:
+        draft, weights = read_draft(restored)
+        options |= {"span": SPAN.value, "ends": writing.ends}
+        chunks = speculative.generate(restored.model, restored.params, draft, weights, rows, **options)
+    else:
+        chunks = sample.generate(restored.model, restored.params, rows, **options)
     if len(prompts) == 1:
         say(prompts[0] if writing.continues else "", end="")
         for piece in sample.stream(tokenizer, chunks, writing.ends, whole=not writing.continues):
             say(piece, end="", flush=True)
         say()
-        return
-    for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
-        say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
+    else:
+        for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
+            say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
+    if DRAFT.value:
+        told = f"{chunks.tokens_per_reading:.2f} tokens a reading, of at most {SPAN.value + 1}"
+        say(f"draft {DRAFT.value}: {told}", file=sys.stderr)
+
+
+def read_draft(restored: restore.Restored) -> tuple[speculative.Draft, Any]:
+    """Returns what proposes, and its weights.
+
+    Raises:
+      UserError: a model that splits text otherwise.
+    """
+    if DRAFT.value == "lookup":
+        return speculative.LookupDraft(), None
+    draft = restore.restore(DRAFT.value, meshes.make(), dtype=DTYPE.value)
+    if draft.tokenizer.to_json() != restored.tokenizer.to_json():
+        raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
+    return speculative.ModelDraft(draft.model), draft.params
 
 
 def search(
     restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
 ) -> None:
     """Searches for the likeliest texts of each prompt."""
+    if DRAFT.value:
+        raise UserError("--draft: a search with --beams takes none; leave one of the two out")
     if len(writing.ends) > 1:
         raise UserError(f"--beams: any of {len(writing.ends)} tokens ends a turn of this model, and a search knows one")
     found = beam.search(

@@ -132,3 +132,22 @@ def test_names_and_tags_that_templates_of_hugging_face_use():
 def test_models_that_write_nothing(tmp_path):
     workdir = converted("bert_spans", tmp_path)
     refuses("a model of this task writes no text", "generate", "--workdir", workdir, "--prompt", "a")
+
+
+def test_a_draft_changes_the_readings_and_not_the_text(tmp_path):
+    workdir = converted("llama", tmp_path)
+    plain = said(workdir, "--prompt", "abab")
+    batch = said(workdir, "--prompt", "abab", "--prompt", "c")
+    for draft in ("lookup", workdir):
+        outcome = call(
+            *("generate", "--workdir", workdir, "--temperature", "0", "--max_tokens", "5", "--prompt", "abab"),
+            *("--draft", draft, "--span", "2"),
+        )
+        assert (outcome.status, outcome.out) == (0, plain)
+        assert f"draft {draft}: " in outcome.err and "tokens a reading, of at most 3" in outcome.err
+        assert said(workdir, "--prompt", "abab", "--prompt", "c", "--draft", draft) == batch
+    other = converted("llama", tmp_path / "other", ROBERTA)
+    ask = ["generate", "--workdir", workdir, "--prompt", "abc", "--draft"]
+    refuses("has another tokenizer than", *ask, other)
+    refuses("--draft: a search with --beams takes none", *ask, "lookup", "--beams", "2")
+    refuses("no checkpoint", *ask, tmp_path)

@@ -10,7 +10,7 @@ Filters: top-k; top-p (arXiv 1904.09751); min-p (arXiv 2407.01082).
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -166,7 +166,10 @@ def text_of(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
 
 
 def stream(
-    tokenizer: Tokenizer, chunks: Iterable[np.ndarray], ends: Collection[int] | None = None, whole: bool = False
+    tokenizer: Tokenizer,
+    chunks: Iterable[Sequence[np.ndarray]],
+    ends: Collection[int] | None = None,
+    whole: bool = False,
 ) -> Iterator[str]:
     """Yields the text of the first row chunk by chunk, in whole characters, up to the first of `ends`.
 
@@ -185,7 +188,7 @@ def stream(
 
 
 def until_end(
-    chunks: Iterator[np.ndarray], *ends: int, enough: Callable[[list[int]], bool] = lambda tokens: False
+    chunks: Iterable[Sequence[np.ndarray]], *ends: int, enough: Callable[[list[int]], bool] = lambda tokens: False
 ) -> list[list[int]]:
     """Collects rows of tokens, each up to (not including) the first of `ends`; stops early when all ended.
 
@@ -197,8 +200,8 @@ def until_end(
     for chunk in chunks:
         if not rows:
             rows, ended = [[] for _ in chunk], [False] * len(chunk)
-        for i, tokens in enumerate(chunk.tolist()):
-            for token in tokens:
+        for i, tokens in enumerate(chunk):
+            for token in tokens.tolist():
                 ended[i] = ended[i] or token in ends
                 if not ended[i]:
                     rows[i].append(token)

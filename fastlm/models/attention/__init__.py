@@ -42,6 +42,7 @@ class Kind:
       packed: documents in one row may be kept apart.
       cross: queries and keys may come from different sequences.
       decode: it runs step by step with a cache.
+      rewinds: that cache forgets its last tokens when its length goes back: it keeps each by its slot.
       carry: that cache has one size however long the text, and may begin a row that goes on with a document.
       bias: it takes the biases of alibi and relative positions.
       softmax: its weights come from `ops.softmax`, any kind of it.
@@ -55,6 +56,7 @@ class Kind:
     packed: bool = False
     cross: bool = False
     decode: bool = False
+    rewinds: bool = False
     carry: bool = False
     bias: bool = False
     softmax: bool = False
@@ -69,6 +71,7 @@ KINDS: dict[str, Kind] = {
         packed=True,
         cross=True,
         decode=True,
+        rewinds=True,
         bias=True,
         softmax=True,
         fused_softmax=True,
@@ -81,6 +84,7 @@ KINDS: dict[str, Kind] = {
         packed=True,
         cross=True,
         decode=True,
+        rewinds=True,
         bias=True,
         softmax=True,
         fused_softmax=True,
