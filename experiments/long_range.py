@@ -7,7 +7,7 @@ Every run is `fastlm.train` on a config of configs/long_range in a process of it
 finished one is a line of results.jsonl there and is not run again, a stopped one resumes. More overrides
 (--config.training.steps=3000) go to every run. --kinds takes names or whole specs ("local(window=32)"); without it, all
 kinds that can look ahead. --size paper takes the sizes of the paper. Time on two quiet cores: five to ten minutes a
-run; --at-once 2 trains two side by side, each on its share of the cores: small models use one core better than two.
+run; --at_once 2 trains two side by side, each on its share of the cores: small models use one core better than two.
 Accuracy is that of the test split, its error over rows (and over seeds, where there are several); a result within
 two errors of the best constant answer is called not learned. Memory is the peak of the whole process, data and
 compilation included. Speeds are taken at the end, one task after the other, with nothing else running: all its kinds
