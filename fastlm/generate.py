@@ -4,25 +4,27 @@
     python -m fastlm.generate --workdir runs/smollm2 --chat --prompt "Why is the sky blue?"
     python -m fastlm.generate --workdir runs/translate_small --prompt "In the beginning" --beams 4
 
-One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line),
-run as a batch and are printed in order. The same seed gives the same text. `--beams` searches for the likeliest
-text instead of drawing one. `--draft` has a smaller model of the same tokenizer, or with `--draft lookup` the text so
-far, propose tokens that the model only checks: the same distribution, the same greedy text, in fewer readings.
+One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line), are printed in order, a
+few being written at a time: one that ends makes room for the next. The same seed gives the same text. `--beams`
+searches for the likeliest text instead of drawing one. `--draft` has a smaller model of the same tokenizer, or with
+`--draft lookup` the text so far, propose tokens that the model only checks: the same distribution, the same greedy
+text, in fewer readings.
 """
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from fastlm import command_line
 from fastlm.data import chat
 from fastlm.data.tokenizers.base import check_text
-from fastlm.decoding import beam, sample, speculative
+from fastlm.decoding import batching, beam, sample, speculative
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
@@ -46,6 +48,9 @@ SEED = flags.DEFINE_integer("seed", 0, "of the random draws", lower_bound=0, upp
 BEAMS = flags.DEFINE_integer("beams", 0, "search with so many beams instead of drawing; 0 draws", lower_bound=0)
 N_BEST = flags.DEFINE_integer("n_best", 1, "with --beams: texts shown per prompt, with their scores", lower_bound=1)
 LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "with --beams: more than 0 likes length")
+STOP = flags.DEFINE_multi_string("stop", [], "text that ends what is written, and is not shown; may be repeated")
+ROWS = flags.DEFINE_integer("rows", 8, "of several prompts, so many are written at a time", lower_bound=1)
+LOG_PROBABILITIES = flags.DEFINE_bool("log_probabilities", False, "show that of each text, in nats, by the model alone")
 DRAFT = flags.DEFINE_string("draft", "", "speculative decoding: workdir of a smaller model that proposes, or 'lookup'")
 SPAN = flags.DEFINE_integer("span", 4, "with --draft: tokens proposed at a time", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
@@ -71,7 +76,6 @@ def draw(
     restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
 ) -> None:
     """Draws a text for each prompt; the only one appears as it is made."""
-    tokenizer = restored.tokenizer
     options = {
         "max_tokens": max_tokens,
         "how": sample.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value),
@@ -80,22 +84,74 @@ def draw(
         **writing.rules,
     }
     if DRAFT.value:
-        draft, weights = read_draft(restored)
-        options |= {"span": SPAN.value, "ends": writing.ends}
-        chunks = speculative.generate(restored.model, restored.params, draft, weights, rows, **options)
+        draw_with_draft(restored, writing, prompts, rows, options)
+    elif len(prompts) == 1 and not LOG_PROBABILITIES.value:
+        show(restored, writing, prompts[0], sample.generate(restored.model, restored.params, rows, **options))
     else:
-        chunks = sample.generate(restored.model, restored.params, rows, **options)
+        serve(restored, writing, prompts, rows, options)
+
+
+def draw_with_draft(
+    restored: restore.Restored,
+    writing: Writing,
+    prompts: list[str],
+    rows: list[Sequence[int]],
+    options: dict[str, Any],
+) -> None:
+    """Draws with another model, or the text itself, proposing."""
+    if LOG_PROBABILITIES.value:
+        raise UserError("--log_probabilities: are not kept with --draft; leave one of the two out")
+    draft, weights = read_draft(restored)
+    options |= {"span": SPAN.value, "ends": writing.ends}
+    chunks = speculative.generate(restored.model, restored.params, draft, weights, rows, **options)
     if len(prompts) == 1:
-        say(prompts[0] if writing.continues else "", end="")
-        for piece in sample.stream(tokenizer, chunks, writing.ends, whole=not writing.continues):
-            say(piece, end="", flush=True)
-        say()
+        show(restored, writing, prompts[0], chunks)
     else:
         for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
             say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
-    if DRAFT.value:
-        told = f"{chunks.tokens_per_reading:.2f} tokens a reading, of at most {SPAN.value + 1}"
-        say(f"draft {DRAFT.value}: {told}", file=sys.stderr)
+    told = f"{chunks.tokens_per_reading:.2f} tokens a reading, of at most {SPAN.value + 1}"
+    say(f"draft {DRAFT.value}: {told}", file=sys.stderr)
+
+
+def show(restored: restore.Restored, writing: Writing, prompt: str, chunks: Iterable[Sequence[np.ndarray]]) -> None:
+    """Prints one text as it is made."""
+    say(prompt if writing.continues else "", end="")
+    for piece in sample.stream(restored.tokenizer, chunks, writing.ends, not writing.continues, STOP.value):
+        say(piece, end="", flush=True)
+    say()
+
+
+def serve(
+    restored: restore.Restored,
+    writing: Writing,
+    prompts: list[str],
+    rows: list[Sequence[int]],
+    options: dict[str, Any],
+) -> None:
+    """Prints the texts of all prompts in their order, `--rows` of them being written at a time."""
+    stopped = lambda tokens: sample.first_stop(sample.text_of(restored.tokenizer, tokens), STOP.value) is not None
+    served = batching.serve(
+        *(restored.model, restored.params, rows),
+        **options,
+        rows=ROWS.value,
+        ends=writing.ends,
+        **({"enough": stopped} if STOP.value else {}),
+    )
+    finished: dict[int, batching.Finished] = {}
+    for text in served:
+        finished[text.number] = text
+        while (number := len(prompts) - len(rows)) in finished:
+            rows = rows[1:]
+            show_finished(restored, writing, prompts, finished.pop(number))
+
+
+def show_finished(restored: restore.Restored, writing: Writing, prompts: list[str], text: batching.Finished) -> None:
+    """Prints one of several texts."""
+    prompt = prompts[text.number]
+    say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, text.tokens)}")
+    if LOG_PROBABILITIES.value:
+        say(f"log-probability {sum(text.log_probabilities):.4f} of {len(text.tokens)} tokens")
+    say()
 
 
 def read_draft(restored: restore.Restored) -> tuple[speculative.Draft, Any]:
@@ -116,8 +172,9 @@ def search(
     restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
 ) -> None:
     """Searches for the likeliest texts of each prompt."""
-    if DRAFT.value:
-        raise UserError("--draft: a search with --beams takes none; leave one of the two out")
+    for name, value in (("draft", DRAFT.value), ("log_probabilities", LOG_PROBABILITIES.value)):
+        if value:
+            raise UserError(f"--{name}: a search with --beams takes none; leave one of the two out")
     if len(writing.ends) > 1:
         raise UserError(f"--beams: any of {len(writing.ends)} tokens ends a turn of this model, and a search knows one")
     found = beam.search(
@@ -161,10 +218,9 @@ def chatting(restored: restore.Restored) -> Writing:
 
 
 def text_of(restored: restore.Restored, writing: Writing, prompt: str, tokens: Sequence[int]) -> str:
-    """Returns what was written, behind its prompt where it continues that."""
-    if writing.continues:
-        return prompt + sample.text_of(restored.tokenizer, tokens)
-    return restored.tokenizer.decode(tokens)
+    """Returns what was written up to a stop, behind its prompt where it continues that."""
+    text = sample.text_of(restored.tokenizer, tokens) if writing.continues else restored.tokenizer.decode(tokens)
+    return (prompt if writing.continues else "") + text[: sample.first_stop(text, STOP.value)]
 
 
 def say(*words: str, **options: object) -> None:

@@ -151,3 +151,22 @@ def test_a_draft_changes_the_readings_and_not_the_text(tmp_path):
     refuses("has another tokenizer than", *ask, other)
     refuses("--draft: a search with --beams takes none", *ask, "lookup", "--beams", "2")
     refuses("no checkpoint", *ask, tmp_path)
+
+
+def test_a_stop_ends_the_text_and_is_not_shown(tmp_path):
+    workdir = converted("llama", tmp_path)
+    more = ["--max_tokens", "24", "--prompt", "abab"]
+    written = said(workdir, *more).removeprefix("abab").removesuffix("\n")
+    assert len(written) > 6
+    stop = written[4:6]
+    wanted = "abab" + written[: written.index(stop)]
+    assert said(workdir, *more, "--stop", "nowhere", "--stop", stop) == wanted + "\n"
+    both = said(workdir, *more, "--prompt", "c", "--stop", stop, "--rows", "1", "--log_probabilities")
+    first, second = both.split("--- ")[1:]
+    assert first.startswith(f"'abab'\n{wanted}\nlog-probability -") and second.startswith("'c'\nc")
+    refuses("--log_probabilities: are not kept with --draft", *asked_of(workdir), "--draft", "lookup")
+    refuses("--log_probabilities: a search with --beams takes none", *asked_of(workdir), "--beams", "2")
+
+
+def asked_of(workdir):
+    return ["generate", "--workdir", workdir, "--prompt", "a", "--log_probabilities"]

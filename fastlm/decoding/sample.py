@@ -79,32 +79,39 @@ def draw(logits: Float[Array, "B V"], keys: Array, how: Sampling) -> Int[Array, 
     return jax.vmap(jax.random.categorical)(keys, filtered(logits, how)).astype(jnp.int32)
 
 
-_prefill = jax.jit(inputs.prefill, static_argnums=(0, 2))
+prefill = jax.jit(inputs.prefill, static_argnums=(0, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=(5,))
-def _decode(
+def decode(
     model: Model,
     params: Any,
     steps: int,
     how: Sampling,
     rules: Rules,
     cache: Cache,
-    logits: Array,
+    logits: Float[Array, "B V"],
     keys: Array,
-    written: Array,
-) -> tuple[Cache, Array, Array]:
-    """Draws `steps` tokens behind the `written` ones; returns (cache, logits, tokens [B, steps])."""
+    written: Int[Array, "B"],
+) -> tuple[Cache, Float[Array, "B V"], Int[Array, "B S"], Float[Array, "B S"]]:
+    """Draws S = `steps` tokens for each row behind those it has `written`.
+
+    Returns:
+      (cache, logits behind the last, tokens, the log-probability the model itself gives to each: whatever the
+      temperature, filters and rules).
+    """
 
     def body(state, index):
         cache, logits = state
         position_keys = jax.vmap(jax.random.fold_in)(keys, cache.length)
-        token = draw(rules.allow(logits, written + index), position_keys, how)
+        token = draw(jax.vmap(rules.allow)(logits, written + index), position_keys, how)
+        chance = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
         hidden, aux = model.features(params, token[:, None], cache=cache)
-        return (aux["cache"], model.head(params, hidden[:, 0])), token
+        return (aux["cache"], model.head(params, hidden[:, 0])), (token, chance)
 
-    (cache, logits), tokens = jax.lax.scan(body, (cache, logits), jnp.arange(steps))
-    return cache, logits, constrain(tokens.T, (None, None))  # whole on every process, which all read it
+    (cache, logits), (tokens, chances) = jax.lax.scan(body, (cache, logits), jnp.arange(steps))
+    whole = lambda x: constrain(x.T, (None, None))  # on every process, which all read it
+    return cache, logits, whole(tokens), whole(chances)
 
 
 def generate(
@@ -133,15 +140,21 @@ def generate(
     allowed = token_rules.make(model.cfg.vocab_size, max_tokens, **rules)
     longest = int(batch.lengths.max())
     slots = inputs.bucket(max(batch.prompts.shape[1], longest + -(-max_tokens // chunk) * chunk))
-    root = jax.random.key(seed)
-    keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(len(rows)))
+    keys = row_keys(seed, range(len(rows)))
     return _continue(model, params, batch, slots, keys, max_tokens, how, allowed, chunk)
 
 
+def row_keys(seed: int, rows: Sequence[int]) -> Array:
+    """Returns the random key of each row, by its number alone."""
+    root = jax.random.key(seed)
+    return jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.asarray(rows, jnp.uint32))
+
+
 def _continue(model, params, batch, slots, keys, max_tokens, how, rules, chunk) -> Iterator[np.ndarray]:
-    cache, logits = _prefill(model, params, slots, batch)
+    cache, logits = prefill(model, params, slots, batch)
     for begin in range(0, max_tokens, chunk):
-        cache, logits, tokens = _decode(model, params, chunk, how, rules, cache, logits, keys, begin)
+        written = np.full(len(batch.lengths), begin, np.int32)
+        cache, logits, tokens, _ = decode(model, params, chunk, how, rules, cache, logits, keys, written)
         yield np.asarray(tokens)[:, : max_tokens - begin]
 
 
@@ -170,21 +183,36 @@ def stream(
     chunks: Iterable[Sequence[np.ndarray]],
     ends: Collection[int] | None = None,
     whole: bool = False,
+    stops: Collection[str] = (),
 ) -> Iterator[str]:
-    """Yields the text of the first row chunk by chunk, in whole characters, up to the first of `ends`.
+    """Yields the text of the first row chunk by chunk, in whole characters, up to the first of `ends` or `stops`.
 
     Args:
       ends: tokens that end it; None for the tokenizer's.
       whole: whether it stands for itself, and does not go on from a prompt; see `StreamDecoder`.
+      stops: texts that end it; what may be the beginning of one is held back until it is known.
     """
     decoder, ends = StreamDecoder(tokenizer, whole), {tokenizer.eos} if ends is None else ends
+    text, held = "", max(map(len, stops), default=1) - 1
     for chunk in chunks:
         tokens = chunk[0].tolist()
         before = list(itertools.takewhile(lambda token: token not in ends, tokens))
-        yield "".join(map(decoder.push, before))
+        text += "".join(map(decoder.push, before))
+        if (end := first_stop(text, stops)) is not None:
+            yield text[:end]
+            return
         if len(before) < len(tokens):
             break
-    yield decoder.finish()
+        shown = max(len(text) - held, 0)
+        yield text[:shown]
+        text = text[shown:]
+    text += decoder.finish()
+    yield text[: first_stop(text, stops)]
+
+
+def first_stop(text: str, stops: Collection[str]) -> int | None:
+    """Returns where the first of `stops` begins in a text; None if none is there."""
+    return min((text.index(stop) for stop in stops if stop in text), default=None)
 
 
 def until_end(

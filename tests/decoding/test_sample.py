@@ -232,3 +232,15 @@ def test_prompts_open_as_documents_do():
     assert sample.prompt_ids(tokenizer, "ab") == [tokenizer.bos, 97, 98]
     with pytest.raises(UserError, match="not valid UTF-8 at character 1"):
         sample.prompt_ids(tokenizer, "a\udcff")
+
+
+@given(st.text(alphabet="ab", max_size=12), st.lists(st.text(alphabet="ab", min_size=1, max_size=3), max_size=2))
+def test_a_stream_ends_before_the_first_stop_however_it_is_cut(text, stops):
+    tokenizer = ByteTokenizer()
+    found = sample.first_stop(text, stops)
+    for size in (1, 2, 5):
+        tokens = [int(i) for i in tokenizer.encode(text)]
+        chunks = [[np.array(tokens[i : i + size])] for i in range(0, len(tokens), size)]
+        assert "".join(sample.stream(tokenizer, chunks, stops=stops)) == text[:found]
+    assert found is None or any(text[found:].startswith(stop) for stop in stops)
+    assert not any(stop in text[: len(text) if found is None else found] for stop in stops)
