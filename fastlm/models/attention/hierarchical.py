@@ -125,7 +125,7 @@ class HierarchicalAttention(Attention):
             y = attend(v)
         else:
             zero = jnp.zeros((x.shape[0],), jnp.int32)
-            start = mask.start(len(x))
+            start = mask.start(x.shape[0])
             cache = write(cache, k, v, start, options)
             y = attend_cached(q, cache, start, options, **look)
             k, v = (t.astype(q.dtype) for t in (cache.tokens.k, cache.tokens.v))

@@ -121,7 +121,7 @@ class LatentAttention(Attention):
         if context is not None:
             rows = self._rows(context, angles)
             if cache is not None:
-                cache = cache.write(rows, mask.start(len(x)))
+                cache = cache.write(rows, mask.start(x.shape[0]))
         if cache is not None:
             rows = cache.rows.astype(q.dtype)
         rank, rotary = self.options.widths(cfg)

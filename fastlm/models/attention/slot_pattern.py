@@ -59,10 +59,10 @@ class SlotPatternAttention(Attention):
         if cache is None:
             y = rows(q, k, v)
         else:
-            cache = cache.write(k, v, mask.start(len(x)))
+            cache = cache.write(k, v, mask.start(x.shape[0]))
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
             slots_of = functools.partial(self.slots_of, slots=k.shape[1])
-            y = attend_cached(q, k, v, mask.start(len(x)), slots_of, rows, **self.scoring)
+            y = attend_cached(q, k, v, mask.start(x.shape[0]), slots_of, rows, **self.scoring)
         if "attention" in self.capture:
             query = mask.start(1)[:, None] + jnp.arange(q.shape[1])
             seen, allowed = self.pattern(query, k.shape[1], mask.causal), mask.dense(q.shape[1], k.shape[1])

@@ -1,0 +1,1 @@
+"""Models that leave: one file for each format, and the card that goes with every export."""
