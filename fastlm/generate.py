@@ -24,7 +24,7 @@ from absl import flags
 from fastlm import command_line
 from fastlm.data import chat
 from fastlm.data.tokenizers.base import check_text
-from fastlm.decoding import batching, beam, sample, speculative
+from fastlm.decoding import batching, beam, drafts, sample, speculative
 from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
@@ -154,18 +154,18 @@ def show_finished(restored: restore.Restored, writing: Writing, prompts: list[st
     say()
 
 
-def read_draft(restored: restore.Restored) -> tuple[speculative.Draft, Any]:
+def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     """Returns what proposes, and its weights.
 
     Raises:
       UserError: a model that splits text otherwise.
     """
     if DRAFT.value == "lookup":
-        return speculative.LookupDraft(), None
+        return drafts.LookupDraft(), None
     draft = restore.restore(DRAFT.value, meshes.make(), dtype=DTYPE.value)
     if draft.tokenizer.to_json() != restored.tokenizer.to_json():
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
-    return speculative.ModelDraft(draft.model), draft.params
+    return drafts.ModelDraft(draft.model), draft.params
 
 
 def search(

@@ -152,9 +152,7 @@ def _read_on(model: Model, params: Any, prefix: Cache, batch: inputs.Inputs) -> 
     """Reads rows that go on from what one row has read."""
     count = batch.prompts.shape[0]
     cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), prefix)
-    hidden, aux = model.features(params, batch.prompts, cache=cache, lengths=batch.lengths)
-    last = jnp.take_along_axis(hidden, (batch.lengths - 1)[:, None, None], axis=1)[:, 0]
-    return aux["cache"], model.head(params, last)
+    return inputs.read(model, params, cache, batch)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
 from fastlm.models import attention as attention_kinds
-from fastlm.ops.caches import Cache
+from fastlm.ops.caches import Cache, Memory
 
 Rows = Sequence[Sequence[int] | np.ndarray]
 
@@ -73,11 +73,23 @@ def make(cfg: ModelConfig, rows: Rows, start: int | None, max_tokens: int) -> In
 
 def prefill(model: Model, params: Any, slots: int, inputs: Inputs) -> tuple[Cache, Float[Array, "B V"]]:
     """Reads the inputs; returns the cache and the logits after each prompt's last token."""
+    cache, memory = begin(model, params, slots, inputs)
+    return read(model, params, cache, inputs, memory)
+
+
+def begin(model: Model, params: Any, slots: int, inputs: Inputs) -> tuple[Cache, Memory | None]:
+    """Returns an empty cache for the prompts, and what an encoder-decoder has read of the sources."""
     memory, source_slots = None, 0
     if inputs.sources is not None:
         memory, _ = model.encode(params, inputs.sources, segment_ids=inputs.segments)
         source_slots = inputs.sources.shape[1]
-    cache = model.empty_cache(inputs.prompts.shape[0], slots, source_slots)
+    return model.empty_cache(inputs.prompts.shape[0], slots, source_slots), memory
+
+
+def read(
+    model: Model, params: Any, cache: Cache, inputs: Inputs, memory: Memory | None = None
+) -> tuple[Cache, Float[Array, "B V"]]:
+    """Reads prompts behind what the cache holds; returns the cache and the logits after each one's last token."""
     hidden, aux = model.features(params, inputs.prompts, memory=memory, cache=cache, lengths=inputs.lengths)
     last = jnp.take_along_axis(hidden, (inputs.lengths - 1)[:, None, None], axis=1)[:, 0]
     return aux["cache"], model.head(params, last)

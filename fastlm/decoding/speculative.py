@@ -15,10 +15,9 @@ Left out: trees of proposals, drafts that read the model's hidden states.
 Dims: B batch, K span, V vocab, S slots of a history.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -28,133 +27,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.decoding import inputs
 from fastlm.decoding import rules as token_rules
+from fastlm.decoding.drafts import Draft, ModelDraft, Proposal, before_last, put, rewinds
 from fastlm.decoding.inputs import Inputs
 from fastlm.decoding.rules import NEGATIVE, Rules
 from fastlm.decoding.sample import Sampling, filtered
 from fastlm.errors import UserError
 from fastlm.models import Model
-from fastlm.models import attention as attention_kinds
 from fastlm.ops.caches import Cache
 from fastlm.parallel.rules import constrain
 
 ROUNDS = 4  # between two looks of the host
-
-
-@flax.struct.dataclass
-class Proposal:
-    """Tokens that may come next, and how likely each was to be proposed.
-
-    Attributes:
-      probabilities: of every token at each place; None where the proposed one was certain.
-    """
-
-    tokens: Int[Array, "B K"]
-    probabilities: Float[Array, "B K V"] | None
-
-
-# From logits [B, V] and a place to tokens [B] and probabilities [B, V], by the rules and the sampling asked for.
-Choose = Callable[[Array, Array], tuple[Array, Array]]
-
-
-class Draft(Protocol):
-    """What proposes; a hashable value, its weights are passed in."""
-
-    def begin(self, weights: Any, batch: Inputs, slots: int) -> Any:
-        """Returns its state behind the inputs; the last token of each prompt is still to come."""
-
-    def propose(
-        self, weights: Any, state: Any, last: Int[Array, "B"], span: int, choose: Choose
-    ) -> tuple[Any, Proposal]:
-        """Returns its state behind `last` and the proposals, and these."""
-
-    def keep(self, weights: Any, before: Any, after: Any, read: Int[Array, "B K1"], kept: Int[Array, "B"]) -> Any:
-        """Returns its state behind the first `kept` tokens of `read`, which are the last one and the proposals.
-
-        Args:
-          before, after: its states before and after it proposed.
-        """
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelDraft:
-    """A smaller model of the same vocabulary."""
-
-    model: Model
-
-    def begin(self, weights: Any, batch: Inputs, slots: int) -> Cache:
-        """See `Draft`."""
-        return _before_last(self.model, weights, batch, slots)
-
-    def propose(self, weights: Any, state: Cache, last: Array, span: int, choose: Choose) -> tuple[Cache, Proposal]:
-        """See `Draft`."""
-
-        def step(carry, place):
-            cache, token = carry
-            hidden, aux = self.model.features(weights, token[:, None], cache=cache)
-            token, chances = choose(self.model.head(weights, hidden[:, 0]), place)
-            return (aux["cache"], token), (token, chances)
-
-        (after, _), (tokens, chances) = jax.lax.scan(step, (state, last), jnp.arange(span))
-        return after, Proposal(tokens.T, jnp.moveaxis(chances, 0, 1))
-
-    def keep(self, weights: Any, before: Cache, after: Cache, read: Array, kept: Array) -> Cache:
-        """See `Draft`; the last proposal has not been read yet, and may be kept."""
-        if rewinds(self.model):
-            _, aux = self.model.features(weights, read[:, -1:], cache=after)
-            return aux["cache"].replace(length=before.length + kept)
-        _, aux = self.model.features(weights, read, cache=before, lengths=kept)
-        return aux["cache"]
-
-
-@flax.struct.dataclass
-class History:
-    """Tokens that were read and written, from slot 0, and how many."""
-
-    tokens: Int[Array, "B S"]
-    length: Int[Array, "B"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LookupDraft:
-    """What followed the last `match` tokens (or fewer) when they stood there last."""
-
-    match: int = 3
-
-    def begin(self, weights: Any, batch: Inputs, slots: int) -> History:
-        """See `Draft`; an encoder-decoder's source stands before what is written."""
-        del weights
-        tokens, lengths = batch.prompts, batch.lengths - 1
-        if batch.sources is not None:
-            sources = jnp.sum(batch.segments > 0, axis=1)
-            tokens, lengths = batch.sources, sources + lengths
-        room = slots + (0 if batch.sources is None else batch.sources.shape[1])
-        return History(jnp.pad(tokens, ((0, 0), (0, room - tokens.shape[1]))), lengths)
-
-    def propose(self, weights: Any, state: History, last: Array, span: int, choose: Choose) -> tuple[History, Proposal]:
-        """See `Draft`."""
-        del weights, choose
-        known = _put(state.tokens, last[:, None], state.length)
-        length = state.length + 1
-        place = jnp.arange(known.shape[1])
-        # How many tokens before slot s (at most `match`) are those before the end: more is better, and later is.
-        same = jnp.ones(known.shape, bool)
-        agreeing = jnp.zeros(known.shape, jnp.int32)
-        for back in range(1, self.match + 1):
-            token = jnp.take_along_axis(known, jnp.maximum(length - back, 0)[:, None], axis=1)
-            same &= (jnp.roll(known, back, axis=1) == token) & (place >= back) & (length[:, None] >= back)
-            agreeing += same
-        score = jnp.where(place < length[:, None], agreeing * known.shape[1] + place, -1)
-        found = jnp.argmax(jnp.where(agreeing > 0, score, -1), axis=1)
-        ahead = found[:, None] + jnp.arange(span)
-        # What would lie beyond the end repeats the stretch between, as a text does that goes in a circle.
-        period = jnp.maximum(length - found, 1)[:, None]
-        ahead = jnp.where(ahead < length[:, None], ahead, found[:, None] + (ahead - found[:, None]) % period)
-        return History(known, length), Proposal(jnp.take_along_axis(known, ahead, axis=1), None)
-
-    def keep(self, weights: Any, before: History, after: History, read: Array, kept: Array) -> History:
-        """See `Draft`."""
-        del weights
-        return History(_put(after.tokens, read, before.length), before.length + kept)
 
 
 @flax.struct.dataclass
@@ -270,12 +152,6 @@ def check_draft(model: Model, draft: Draft, max_tokens: int, rows: inputs.Rows) 
     inputs.check_kinds(cfg)
 
 
-def rewinds(model: Model) -> bool:
-    """Whether the model's cache forgets its last tokens by its length alone."""
-    kinds = [attention_kinds.kind(model.cfg.layer(i).attention) for i in model.cfg.stack]
-    return all(kind.rewinds for kind in kinds)
-
-
 def _rounds(model, params, draft, draft_weights, batch, slots, room, how, span, asked):
     state = _begin(model, params, draft, draft_weights, slots, room, batch)
     shown = np.zeros(len(batch.lengths), np.int32)
@@ -298,7 +174,7 @@ def _begin(model: Model, params: Any, draft: Draft, draft_weights: Any, slots: i
     last = jnp.take_along_axis(batch.prompts, (batch.lengths - 1)[:, None], axis=1)[:, 0]
     zero = jnp.zeros((rows,), jnp.int32)
     return State(
-        cache=_before_last(model, params, batch, slots),
+        cache=before_last(model, params, batch, slots),
         draft=draft.begin(draft_weights, batch, slots),
         last=jnp.asarray(last, jnp.int32),
         written=zero,
@@ -362,7 +238,7 @@ def _round(model, params, draft, draft_weights, span, how, asked, state: State, 
         draft=draft.keep(draft_weights, state.draft, drafted, read, kept),
         last=jnp.where(going, following, state.last),
         written=state.written + kept,
-        tokens=_put(state.tokens, jnp.where(is_new, new, 0), state.written),
+        tokens=put(state.tokens, jnp.where(is_new, new, 0), state.written),
         ended=state.ended | jnp.any(is_new & jnp.isin(new, asked.ends), axis=1),
         rounds=state.rounds + jnp.sum(going),
         kept=state.kept + jnp.sum(kept),
@@ -404,18 +280,3 @@ def verdict(
     rest = jnp.where(jnp.sum(rest, axis=-1, keepdims=True) > 0, rest, own)
     logits = jnp.where(rest > 0, jnp.log(jnp.maximum(rest, 1e-38)), NEGATIVE)
     return accepted, jax.vmap(jax.random.categorical)(draw_keys, logits).astype(jnp.int32)
-
-
-def _before_last(model: Model, params: Any, batch: Inputs, slots: int) -> Cache:
-    """Returns the cache behind all of each prompt but its last token."""
-    memory, source_slots = None, 0
-    if batch.sources is not None:
-        memory, _ = model.encode(params, batch.sources, segment_ids=batch.segments)
-        source_slots = batch.sources.shape[1]
-    cache = model.empty_cache(batch.prompts.shape[0], slots, source_slots)
-    _, aux = model.features(params, batch.prompts, memory=memory, cache=cache, lengths=batch.lengths - 1)
-    return aux["cache"]
-
-
-def _put(old: Int[Array, "B S"], new: Int[Array, "B n"], at: Int[Array, "B"]) -> Int[Array, "B S"]:
-    return jax.vmap(lambda row, more, place: jax.lax.dynamic_update_slice(row, more, (place,)))(old, new, at)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from fastlm.decoding import inputs
 from fastlm.errors import UserError
 from fastlm.models import Model
 from fastlm.models import attention as attention_kinds
@@ -166,10 +167,10 @@ class _Programs:
             params = self._params(weights)
             memory = self._read_source(params, given)
             cache = whole.build(given)
-            lengths = given["lengths"]
-            hidden, aux = self._model.features(params, given["tokens"], memory=memory, cache=cache, lengths=lengths)
-            last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-            return {"logits": self._model.head(params, last), **_named(flat(aux["cache"]))}
+            cache, logits = inputs.read(
+                self._model, params, cache, inputs.Inputs(given["tokens"], given["lengths"]), memory
+            )
+            return {"logits": logits, **_named(flat(cache))}
 
         tokens = {"tokens": self._array("b", self._tokens), "lengths": self._array("b")}
         return Program(call, tokens | self._source | whole.shapes, ("logits", *whole.shapes))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.decoding import inputs, sample, speculative
+from fastlm.decoding.drafts import LookupDraft, ModelDraft, Proposal
 from fastlm.decoding.sample import Sampling
-from fastlm.decoding.speculative import LookupDraft, ModelDraft, Proposal
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
 from fastlm.models import attention as attention_kinds
