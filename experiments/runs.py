@@ -22,7 +22,6 @@ class Outcome(NamedTuple):
     """What a finished training says of itself; memory is the peak of the process that ended it, in MiB."""
 
     metrics: dict[str, Any]
-    step_seconds: float
     peak_memory: float
 
 
@@ -101,7 +100,7 @@ def _outcome(process: subprocess.Popen, workdir: Path, usage: Any) -> Outcome | 
         return None
     metrics = json.loads(result.read_text())["metrics"]
     memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return Outcome(metrics, median_step(workdir / "metrics.jsonl"), memory)
+    return Outcome(metrics, memory)
 
 
 def seed(text: str) -> int:

@@ -24,7 +24,7 @@ def test_every_model_gets_the_steps_that_fit_its_time_and_finished_ones_are_read
         workdir.mkdir(parents=True)
         (workdir / "metrics.jsonl").write_text(json.dumps({"train/step_seconds": 0.25}) + "\n")
         (workdir / "result.json").write_text("{}")
-        return runs.Outcome({"bits_per_byte": 1.5, "bits_per_byte_error": 0.01}, 0.25, 100.0)
+        return runs.Outcome({"bits_per_byte": 1.5, "bits_per_byte_error": 0.01}, 100.0)
 
     monkeypatch.setattr(runs, "train", train)
     result = models.run("linear", 3, 256, 2.0, tmp_path)

@@ -18,9 +18,6 @@ if options["config.model.attention"] == "linear" and not (folder / "mended").exi
 folder.mkdir(parents=True, exist_ok=True)
 rows = [{"label": label} for label in "aaab"]
 (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-steps = [{"step": 1, "train/step_seconds": 9.0}, {"validation/loss": 1.0}]
-steps += [{"step": n, "train/step_seconds": s} for n, s in ((20, 0.5), (40, 0.25), (60, 0.1))]
-(folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in steps))
 metrics = {"accuracy": 0.9, "accuracy_error": 0.05}
 (folder / "result.json").write_text(json.dumps({"status": "finished", "metrics": metrics}))
 """

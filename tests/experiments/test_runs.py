@@ -25,7 +25,6 @@ if "fail" in folder.name:
 if "forever" in folder.name:
     time.sleep(60)
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-(folder / "metrics.jsonl").write_text(json.dumps({"train/step_seconds": 0.5}))
 (folder / "result.json").write_text(json.dumps({"metrics": {"cores": cores}}))
 """
 
@@ -41,7 +40,7 @@ def trainings(tmp_path, monkeypatch):
 def test_side_by_side_in_shares_of_the_cores(trainings):
     outcomes = dict(runs.train_each(trainings(["a", "fail", "b", "c"], 2), at_once=2))
     assert outcomes.keys() == {0, 1, 2, 3} and outcomes[1] is None
-    assert all(outcomes[place].step_seconds == 0.5 and outcomes[place].peak_memory > 1 for place in (0, 2, 3))
+    assert all(outcomes[place].peak_memory > 1 for place in (0, 2, 3))
     if sys.platform == "linux":
         mine = os.sched_getaffinity(0)
         for place in (0, 2, 3):
