@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fastlm.ops.operators import operator
+
 
 def sinusoidal(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
     """Sines in the first half of the channels, cosines in the second, wavelengths 2 pi to nearly 10,000 * 2 pi."""
@@ -21,6 +23,7 @@ def sinusoidal(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]
 
 
+@operator
 def rotary_angles(
     positions: Int[Array, "B T"], head_dim: int, base: float, scaling: tuple[float, ...] = ()
 ) -> tuple[Array, Array]:
@@ -59,6 +62,7 @@ def relative_buckets(
     return first + jnp.where(away < exact, away, jnp.minimum(far, buckets - 1))
 
 
+@operator
 def rotate(x: Float[Array, "B T N H"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:
     """Rotates channel pairs (i, i + H/2) of `x` by the angle of their token."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -10,13 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fastlm.ops.operators import operator
+
 SLOPE = 1.5957691216057308  # 2 sqrt(2 / pi)
 CUBIC = 0.044715
 
 
-@jax.custom_vjp
+@operator
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Gaussian error linear unit in its tanh form, in the type of `x`."""
+    return _gelu(x)
+
+
+@jax.custom_vjp
+def _gelu(x: Array) -> Array:
     h = x.astype(jnp.float32)
     return (h / (1 + jnp.exp(-SLOPE * (h + CUBIC * h * h * h)))).astype(x.dtype)
 
@@ -28,14 +35,16 @@ def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
     return ((g.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
+@operator
 def gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x times the Gaussian distribution function, as BERT has it (arXiv 1606.08415), in the type of `x`."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
+@operator
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x times its logistic function (arXiv 1702.03118), in the type of `x`."""
     return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
@@ -51,9 +60,14 @@ def geglu(gate: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..
     return gelu(gate) * x
 
 
-@jax.custom_vjp
+@operator
 def swiglu(gate: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """silu(gate) * x (arXiv 2002.05202), in the type of `x`."""
+    return _swiglu(gate, x)
+
+
+@jax.custom_vjp
+def _swiglu(gate: Array, x: Array) -> Array:
     h = gate.astype(jnp.float32)
     return (h / (1 + jnp.exp(-h)) * x.astype(jnp.float32)).astype(x.dtype)
 
@@ -66,4 +80,4 @@ def _swiglu_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, A
     return (g * y * open_ * (1 + h * (1 - open_))).astype(gate.dtype), (g * h * open_).astype(x.dtype)
 
 
-swiglu.defvjp(lambda gate, x: (swiglu(gate, x), (gate, x)), _swiglu_backward)
+_swiglu.defvjp(lambda gate, x: (_swiglu(gate, x), (gate, x)), _swiglu_backward)

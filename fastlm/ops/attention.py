@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from fastlm.ops import chunked_attention
 from fastlm.ops.key_major_attention import MASKED, key_major
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.operators import operator
 from fastlm.ops.softmax import Exact, Softmax
 from fastlm.parallel import rules
 from fastlm.parallel.platforms import target_platform
@@ -196,6 +197,7 @@ def choose(
     return "plain" if q_shape[1] == 1 else "key_major"
 
 
+@operator
 def dot_product_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],

@@ -14,6 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.operators import operator
+
+
+@operator
+def written(
+    slots: Float[Array, "B S ..."], new: Float[Array, "B T ..."], offset: Int[Array, "B"]
+) -> Float[Array, "B S ..."]:
+    """Returns slots with what is `new` at `offset[b] ... offset[b] + T - 1` of row b."""
+    put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 0)
+    return jax.vmap(put)(slots, new.astype(slots.dtype), offset)
 
 
 @flax.struct.dataclass
@@ -31,8 +41,7 @@ class KVCache:
 
     def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], offset: Int[Array, "B"]) -> "KVCache":
         """Returns the cache with `k`, `v` written at slots `offset[b] ... offset[b] + T - 1` of row b."""
-        put = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at, 0, 0)))
-        return KVCache(put(self.k, k.astype(self.k.dtype), offset), put(self.v, v.astype(self.v.dtype), offset))
+        return KVCache(written(self.k, k, offset), written(self.v, v, offset))
 
 
 @flax.struct.dataclass

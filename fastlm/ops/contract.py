@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from fastlm.ops.layouts import rows_last
 from fastlm.ops.leaf import Leaf
+from fastlm.ops.operators import operator
 from fastlm.parallel.platforms import target_platform
 from fastlm.parallel.rules import Axes, constrain
 
@@ -70,6 +71,7 @@ def _contract_backward(
 _contract.defvjp(_contract_forward, _contract_backward)
 
 
+@operator
 def contract(
     x: Float[Array, "... I"], w: Array | Leaf, *, transpose: bool = False, dtype: jnp.dtype | None = None
 ) -> Float[Array, "... O"]:
@@ -83,9 +85,14 @@ def contract(
     return _contract(x, w, transpose, jnp.dtype(dtype or x.dtype))
 
 
-@jax.custom_vjp
+@operator
 def add_bias(x: Float[Array, "... O"], bias: Float[Array, "O"]) -> Float[Array, "... O"]:
     """Returns `x + bias` in the type of `x`; the gradient of `bias` is summed in float32."""
+    return _add_bias(x, bias)
+
+
+@jax.custom_vjp
+def _add_bias(x: Array, bias: Array) -> Array:
     return x + bias.astype(x.dtype)
 
 
@@ -95,9 +102,10 @@ def _add_bias_backward(bias: Array, g: Array) -> tuple[Array, Array]:
     return g, jnp.sum(rows, axis=0, dtype=jnp.float32).astype(bias.dtype)
 
 
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
 
 
+@operator
 def lookup(
     w: Array | Leaf, ids: Int[Array, "..."], dtype: jnp.dtype = jnp.float32, axes: Axes = (None, None)
 ) -> Float[Array, "... D"]:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fastlm.ops.operators import operator
+
 
 def _statistics(x: Array, epsilon: float, centred: bool) -> tuple[Array, Array]:
     x = x.astype(jnp.float32)
@@ -48,6 +50,7 @@ def _norm_backward(epsilon, centred, dtype, residuals, g):
 _norm.defvjp(_normalize, _norm_backward)
 
 
+@operator
 def layer_norm(
     x: Float[Array, "... D"], scale: Array | None, bias: Array | None, epsilon: float, dtype: jnp.dtype | None = None
 ) -> Float[Array, "... D"]:
@@ -55,6 +58,7 @@ def layer_norm(
     return _norm(x, scale, bias, epsilon, True, jnp.dtype(dtype or x.dtype))
 
 
+@operator
 def rms_norm(
     x: Float[Array, "... D"], scale: Array | None, epsilon: float, dtype: jnp.dtype | None = None
 ) -> Float[Array, "... D"]:

@@ -25,7 +25,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -36,6 +35,7 @@ from fastlm.models.config import LayerConfig
 from fastlm.models.norms import Norm
 from fastlm.models.weights import normal, weight
 from fastlm.ops import attention
+from fastlm.ops.caches import written
 from fastlm.ops.contract import contract, dense
 from fastlm.ops.masks import MaskSpec
 
@@ -78,8 +78,7 @@ class LatentCache:
 
     def write(self, rows: Float[Array, "B T C"], offset: Int[Array, "B"]) -> "LatentCache":
         """Returns the cache with `rows` at slots `offset[b] ... offset[b] + T - 1` of row b."""
-        put = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at, 0)))
-        return LatentCache(put(self.rows, rows.astype(self.rows.dtype), offset))
+        return LatentCache(written(self.rows, rows, offset))
 
 
 class LatentAttention(Attention):
