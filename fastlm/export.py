@@ -1,12 +1,16 @@
 """Takes a trained model to another runtime.
 
+    python -m fastlm.export --workdir runs/lm_small --format onnx --weights int4 --to exported
     python -m fastlm.export --workdir runs/lm_small --format stablehlo --to exported
 
-`stablehlo` writes the model's functions for any XLA runtime (cpu, cuda, tpu) beside its weights; nothing of fastlm is
-needed to run them, and the card in the folder shows how. For Hugging Face (safetensors) see fastlm.convert. A folder
-appears whole or not at all.
+`onnx` writes the model's functions for ONNX Runtime, with weights whole, in eight bits or in four. `stablehlo` writes
+them for any XLA runtime (cpu, cuda, tpu). Nothing of fastlm is needed to run either, and the card in the folder shows
+how; what was written as `onnx`, fastlm.generate and fastlm.evaluate also take, with --runtime onnx. `gguf` writes
+decoders of Llama's kind, with their tokenizer, for llama.cpp. For Hugging Face (safetensors) see fastlm.convert. A
+folder appears whole or not at all.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,22 +20,32 @@ from absl import flags
 
 from fastlm import command_line
 from fastlm.errors import UserError
-from fastlm.exports import card, stablehlo
-from fastlm.models import Compute, Model
+from fastlm.exports import card, gguf, onnx, onnx_calibration, onnx_runtime, stablehlo
+from fastlm.models import Compute, Model, huggingface
 from fastlm.parallel import mesh as meshes
-from fastlm.training import restore, workdir_files
+from fastlm.training import quality, restore, workdir_files
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
-FORMAT = flags.DEFINE_enum("format", None, ["stablehlo"], "what to write")
+FORMAT = flags.DEFINE_enum("format", None, ["gguf", "onnx", "stablehlo"], "what to write")
 TO = flags.DEFINE_string("to", None, "folder to write; must be new or empty")
 LENGTH = flags.DEFINE_integer("length", 0, "tokens of every row; 0 leaves that open where it can be", lower_bound=0)
+WEIGHTS = flags.DEFINE_string("weights", "", "how they are kept; onnx: float32, int8, ...; gguf: float16, q8_0, q4_0")
+SOURCE = flags.DEFINE_multi_string(
+    "source", [], "with int8_static: what inputs are measured on; default the training's"
+)
+SPLIT = flags.DEFINE_string("split", "train", "with int8_static: split of it")
+CALIBRATION_BATCHES = flags.DEFINE_integer("calibration_batches", 8, "with int8_static: of 8 rows", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "compute type of the programs")
+
+HOW_TO_RUN = {"gguf": gguf.HOW_TO_RUN, "onnx": onnx.HOW_TO_RUN, "stablehlo": stablehlo.HOW_TO_RUN}
+KEPT = {"gguf": tuple(gguf.FORMATS), "onnx": onnx.WEIGHTS, "stablehlo": ("float32",)}  # the first is the default
 
 
 def main() -> None:
     """Restores, writes aside, renames."""
+    weights = kept_as()
     target = Path(TO.value).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
@@ -46,9 +60,9 @@ def main() -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        files = stablehlo.write(aside, model, restored.params, LENGTH.value or None)
+        files = write(aside, model, restored, weights)
         workdir_files.carry_tokenizer(Path(WORKDIR.value), aside)
-        (aside / "tokenizer.fastlm.json").write_text(restored.tokenizer.to_json())
+        (aside / onnx_runtime.TOKENIZER).write_text(restored.tokenizer.to_json())
         told = card.text(
             name=Path(WORKDIR.value).absolute().name,
             form=FORMAT.value,
@@ -58,7 +72,7 @@ def main() -> None:
             command=" ".join(["python -m fastlm.export", *sys.argv[1:]]),
             files=files,
         )
-        (aside / "README.md").write_text(told + stablehlo.HOW_TO_RUN + card.measured(Path(WORKDIR.value)))
+        (aside / "README.md").write_text(told + HOW_TO_RUN[FORMAT.value] + card.measured(Path(WORKDIR.value)))
         if target.exists():
             target.rmdir()
         aside.rename(target)
@@ -66,6 +80,47 @@ def main() -> None:
         shutil.rmtree(aside, ignore_errors=True)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"wrote {', '.join([*files, 'README.md'])} to {target}: {size:,} bytes")
+
+
+def kept_as() -> str:
+    """Returns --weights, or what is usual.
+
+    Raises:
+      UserError: the format has no such weights, lengths or types.
+    """
+    form, weights = FORMAT.value, WEIGHTS.value or KEPT[FORMAT.value][0]
+    if weights not in KEPT[form]:
+        raise UserError(f"--weights: --format {form} keeps {', '.join(KEPT[form])}, not '{weights}'")
+    if form != "stablehlo" and DTYPE.value != "float32":
+        raise UserError(f"--dtype: {DTYPE.value} goes with --format stablehlo; for fewer bytes give --weights")
+    if form == "gguf" and LENGTH.value:
+        raise UserError("--length: a gguf file has no programs, and so no length; leave it out")
+    return weights
+
+
+def write(folder: Path, model: Model, restored: restore.Restored, weights: str) -> list[str]:
+    """Writes the model in the format that is asked for; returns the names of the files."""
+    length = LENGTH.value or None
+    if FORMAT.value == "gguf":
+        files, name = tokenizer_files(restored), Path(WORKDIR.value).absolute().name
+        return gguf.write(folder, model.cfg, restored.params, files, weights, name)
+    if FORMAT.value == "stablehlo":
+        return stablehlo.write(folder, model, restored.params, length)
+    ranges = None
+    if weights == onnx.STATIC:
+        asked = quality.Asked(SOURCE.value, SPLIT.value, LENGTH.value, batch_size=8, batches=CALIBRATION_BATCHES.value)
+        ranges = onnx_calibration.ranges(restored, model, length, meshes.make(), asked)
+    files = onnx.write(folder, model, restored.params, length, weights, ranges)
+    about = {name: value for name, value in restored.about.items() if name != "tokenizer"} | {"step": restored.step}
+    (folder / onnx_runtime.ABOUT).write_text(json.dumps(about))
+    return [*files, onnx_runtime.ABOUT]
+
+
+def tokenizer_files(restored: restore.Restored) -> dict[str, bytes]:
+    """Returns the files of the model's tokenizer, those it came with or those of one that was trained here."""
+    files = huggingface.folders.tokenizer_files(Path(WORKDIR.value).expanduser() / workdir_files.TOKENIZER)
+    template = restored.about.get("huggingface", {}).get("chat_template")
+    return files or huggingface.tokenizer_files(restored.tokenizer.to_json(), template)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ One `--prompt` streams to the terminal as it is made; several, or `--prompts FIL
 few being written at a time: one that ends makes room for the next. The same seed gives the same text. `--beams`
 searches for the likeliest text instead of drawing one. `--draft` has a smaller model of the same tokenizer, or with
 `--draft lookup` the text so far, propose tokens that the model only checks: the same distribution, the same greedy
-text, in fewer readings.
+text, in fewer readings. With `--runtime onnx`, ONNX Runtime writes, from what fastlm.export wrote.
 """
 
 import dataclasses
@@ -26,12 +26,14 @@ from fastlm.data import chat
 from fastlm.data.tokenizers.base import check_text
 from fastlm.decoding import batching, beam, drafts, sample, speculative
 from fastlm.errors import UserError
+from fastlm.exports import runtimes
 from fastlm.parallel import mesh as meshes
 from fastlm.parallel import multihost
 from fastlm.tasks.writing import Writing
 from fastlm.training import restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
+RUNTIME = flags.DEFINE_enum("runtime", "jax", runtimes.RUNTIMES, "what runs it; onnx: --workdir is an export")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue, or to answer; may be repeated")
 PROMPTS = flags.DEFINE_string("prompts", "", "file with one prompt per line")
@@ -64,7 +66,8 @@ def main() -> None:
     prompts = read_prompts()
     mesh = meshes.make()
     jax.set_mesh(mesh)
-    restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value, dtype=DTYPE.value)
+    options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value}
+    restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
     writing = chatting(restored) if CHAT.value else task_writing(restored)
     rows = [writing.read(prompt) for prompt in prompts]
     longest = 1 if writing.start is not None else max(map(len, rows))
@@ -83,12 +86,37 @@ def draw(
         "start": writing.start,
         **writing.rules,
     }
-    if DRAFT.value:
+    if RUNTIME.value == "onnx":
+        draw_elsewhere(restored, writing, prompts, rows, options)
+    elif DRAFT.value:
         draw_with_draft(restored, writing, prompts, rows, options)
     elif len(prompts) == 1 and not LOG_PROBABILITIES.value:
         show(restored, writing, prompts[0], sample.generate(restored.model, restored.params, rows, **options))
     else:
         serve(restored, writing, prompts, rows, options)
+
+
+def draw_elsewhere(
+    restored: restore.Restored,
+    writing: Writing,
+    prompts: list[str],
+    rows: list[Sequence[int]],
+    options: dict[str, Any],
+) -> None:
+    """Draws in another runtime, `--rows` texts at a time.
+
+    Raises:
+      UserError: what only our own runtime does is asked for.
+    """
+    for name, asked in (("draft", DRAFT.value), ("log_probabilities", LOG_PROBABILITIES.value)):
+        if asked:
+            raise UserError(f"--{name}: goes with --runtime jax")
+    if len(prompts) == 1:
+        show(restored, writing, prompts[0], restored.model.generate(rows, **options))
+        return
+    for begin in range(0, len(prompts), ROWS.value):
+        several = slice(begin, begin + ROWS.value)
+        show_several(restored, writing, prompts[several], restored.model.generate(rows[several], **options))
 
 
 def draw_with_draft(
@@ -107,8 +135,7 @@ def draw_with_draft(
     if len(prompts) == 1:
         show(restored, writing, prompts[0], chunks)
     else:
-        for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
-            say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
+        show_several(restored, writing, prompts, chunks)
     told = f"{chunks.tokens_per_reading:.2f} tokens a reading, of at most {SPAN.value + 1}"
     say(f"draft {DRAFT.value}: {told}", file=sys.stderr)
 
@@ -119,6 +146,14 @@ def show(restored: restore.Restored, writing: Writing, prompt: str, chunks: Iter
     for piece in sample.stream(restored.tokenizer, chunks, writing.ends, not writing.continues, STOP.value):
         say(piece, end="", flush=True)
     say()
+
+
+def show_several(
+    restored: restore.Restored, writing: Writing, prompts: list[str], chunks: Iterable[Sequence[np.ndarray]]
+) -> None:
+    """Prints texts that were written together, when all have ended."""
+    for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
+        say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
 
 
 def serve(
@@ -172,6 +207,8 @@ def search(
     restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
 ) -> None:
     """Searches for the likeliest texts of each prompt."""
+    if RUNTIME.value != "jax":
+        raise UserError("--beams: goes with --runtime jax")
     for name, value in (("draft", DRAFT.value), ("log_probabilities", LOG_PROBABILITIES.value)):
         if value:
             raise UserError(f"--{name}: a search with --beams takes none; leave one of the two out")

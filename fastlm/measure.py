@@ -2,6 +2,7 @@
 
     python -m fastlm.measure --workdir runs/lm_small
     python -m fastlm.measure --workdir runs/smaller --baseline runs/lm_small
+    python -m fastlm.measure --workdir exported --runtime onnx --baseline runs/lm_small
 
 Parameters, bytes, peak memory, tokens read and written a second at several batch sizes with the percentiles of a
 token's latency, and the scores of the model's own test split (or of `--source`). With `--baseline` both take turns, and
@@ -22,15 +23,18 @@ from absl import flags
 
 from fastlm import command_line
 from fastlm.errors import UserError
+from fastlm.exports import runtimes as exported
 from fastlm.measurement import flops, ruler, runtimes, workers
 from fastlm.measurement.ruler import Load, Measured
 from fastlm.parallel import mesh as meshes
-from fastlm.training import quality, restore, workdir_files
+from fastlm.training import quality, workdir_files
 from fastlm.training.checkpoints import Checkpoints
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
+RUNTIME = flags.DEFINE_enum("runtime", "jax", exported.RUNTIMES, "what runs it; onnx: --workdir is an export")
 STEP = flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
 BASELINE = flags.DEFINE_string("baseline", "", "another, to stand beside it")
+BASELINE_RUNTIME = flags.DEFINE_enum("baseline_runtime", "jax", exported.RUNTIMES, "what runs that")
 BASELINE_STEP = flags.DEFINE_string("baseline_step", "", "checkpoint of that")
 OUT = flags.DEFINE_string("out", "", "folder for the results; default measured in the workdir")
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "rows at a time, one or several numbers")
@@ -51,21 +55,22 @@ LENGTH = 256
 class Subject:
     """A model on the ruler, in this process."""
 
-    def __init__(self, workdir: str, step: str) -> None:
+    def __init__(self, runtime: str, workdir: str, step: str) -> None:
         """Restores it."""
         self._mesh = meshes.make()
         jax.set_mesh(self._mesh)
-        self._restored = restore.restore(workdir, self._mesh, step=step, average=AVERAGE.value, dtype=DTYPE.value)
-        self._folder = Checkpoints(workdir, read_only=True).folder / str(self._restored.step)
+        options = {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value} if runtime == "jax" else {}
+        self._restored = exported.restore(runtime, workdir, self._mesh, **options)
+        self._stored = functools.partial(exported.sizes, runtime, workdir, self._restored, bool(AVERAGE.value))
         model = self._restored.model
         start = None
         if model.cfg.family == "encoder_decoder":
             start = self._restored.kind().writing(model.cfg, self._restored.tokenizer).start
-        self._runtime = runtimes.Jitted(model, self._restored.params, start)
+        self._runtime = exported.timed(runtime, self._restored, start)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Does what a request names: "about", "load", "memory" or "quality"."""
-        cfg, params = self._restored.model.cfg, self._restored.params
+        cfg = self._restored.model.cfg
         match request["what"]:
             case "about":
                 return {"writes": self._runtime.writes(), "context": cfg.max_length, "step": self._restored.step}
@@ -73,9 +78,7 @@ class Subject:
                 length = request["length"]
                 source = length if cfg.family == "encoder_decoder" else 0
                 cost = flops.forward_flops(cfg, 1, length, source) / length
-                part = "average" if AVERAGE.value else "model"
-                files = ruler.folder_bytes(self._folder / part)
-                return dataclasses.asdict(ruler.sizes(params, cost, length, files))
+                return dataclasses.asdict(self._stored(cost, length))
             case "load":
                 load = Load(**request["load"])
                 if load.count:
@@ -91,16 +94,35 @@ class Subject:
         raise ValueError(request)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A model that is asked for; what its runtime takes, at which step."""
+
+    runtime: str
+    workdir: str
+    step: str | int
+
+    def resolved(self) -> "Chosen":
+        """Returns the same with the number of its step; an export has only one.
+
+        Raises:
+          UserError: nothing is there.
+        """
+        if self.runtime != "jax":
+            return self
+        return dataclasses.replace(self, step=Checkpoints(self.workdir, read_only=True).resolve(str(self.step)))
+
+
 def main() -> None:
     """Measures, prints, writes."""
     if WORKER.value:
-        workers.serve(Subject(WORKDIR.value, STEP.value).answer)
+        workers.serve(Subject(RUNTIME.value, WORKDIR.value, STEP.value).answer)
         return
     batches = batch_sizes()
-    chosen = [(WORKDIR.value, STEP.value)]
+    chosen = [Chosen(RUNTIME.value, WORKDIR.value, STEP.value)]
     if BASELINE.value:
-        chosen.insert(0, (BASELINE.value, BASELINE_STEP.value))
-    chosen = [(workdir, Checkpoints(workdir, read_only=True).resolve(step)) for workdir, step in chosen]
+        chosen.insert(0, Chosen(BASELINE_RUNTIME.value, BASELINE.value, BASELINE_STEP.value))
+    chosen = [one.resolved() for one in chosen]
     if len(set(chosen)) < len(chosen):
         raise UserError("--baseline: is the same checkpoint; name another, or leave it out")
     try:
@@ -115,13 +137,13 @@ def main() -> None:
     print(f"{text}\n\nwrote {', '.join(files)} to {folder}")
 
 
-def measure(chosen: list[tuple[str, int]], batches: list[int]) -> tuple[list[Measured], list[Load]]:
+def measure(chosen: list[Chosen], batches: list[int]) -> tuple[list[Measured], list[Load]]:
     """Measures these checkpoints, each in a process of its own, in turns; the first is the baseline of the others."""
     running = {}
     try:
-        for name, (workdir, step) in zip(short_names(chosen), chosen):
-            print(f"starting {workdir}, step {step}", file=sys.stderr, flush=True)
-            running[name] = workers.Worker(*worker_arguments(workdir, step))
+        for name, one in zip(short_names(chosen), chosen):
+            print(f"starting {one.workdir}" + f", step {one.step}" * (one.step != ""), file=sys.stderr, flush=True)
+            running[name] = workers.Worker(*worker_arguments(one))
         about = {name: worker.ask({"what": "about"}) for name, worker in running.items()}
         length = row_length(about)
         what = ruler.loads(batches, length, NEW.value, all(told["writes"] for told in about.values()))
@@ -154,9 +176,9 @@ def scores(name: str, worker: workers.Worker) -> dict[str, float]:
     return found
 
 
-def worker_arguments(workdir: str, step: int) -> list[str]:
+def worker_arguments(one: Chosen) -> list[str]:
     """Returns what a worker's Python is started with."""
-    own = [f"--workdir={workdir}", f"--step={step}"]
+    own = [f"--runtime={one.runtime}", f"--workdir={one.workdir}", f"--step={one.step}"]
     passed = ("source", "split", "score_batches", "average", "dtype")
     return ["-m", "fastlm.measure", "--worker", *own, *(word for name in passed for word in serialized(name))]
 
@@ -195,14 +217,14 @@ def row_length(about: dict[str, dict[str, Any]]) -> int:
     return length
 
 
-def short_names(chosen: list[tuple[str, int]]) -> list[str]:
+def short_names(chosen: list[Chosen]) -> list[str]:
     """Returns the last part of each path, where these are the same the whole path, and then also the step."""
     for name in (
-        lambda workdir, step: Path(workdir).absolute().name,
-        lambda workdir, step: workdir,
-        lambda workdir, step: f"{workdir}@{step}",
+        lambda one: Path(one.workdir).absolute().name,
+        lambda one: one.workdir,
+        lambda one: f"{one.workdir}@{one.step}",
     ):
-        names = [name(*one) for one in chosen]
+        names = [name(one) for one in chosen]
         if len(set(names)) == len(names):
             break
     return names

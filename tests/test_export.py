@@ -32,11 +32,61 @@ def test_stablehlo(workdir, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path):
+    target, text = tmp_path / "out", tmp_path / "text.jsonl"
+    outcome = call("export", "--workdir", workdir, "--format", "onnx", "--to", target)
+    assert outcome.status == 0, outcome.err
+    assert (
+        "wrote forward.onnx, prefill.onnx, decode.onnx, weights.data, signature.json, about.json, README.md"
+        in outcome.out
+    )
+    card = (target / "README.md").read_text()
+    assert "--runtime onnx" in card and "Format: onnx" in card
+    ask = ["--prompt", "Hello", "--max_tokens", "4", "--temperature", "0"]
+    elsewhere = ["--runtime", "onnx", "--workdir", target]
+    for prompts in ([], ["--prompt", "What"]):
+        wanted = call("generate", "--workdir", workdir, *ask, *prompts)
+        found = call("generate", *elsewhere, *ask, *prompts)
+        assert found.status == 0, found.err
+        assert found.out == wanted.out
+    words = ["Hello", "world", "this", "is", "a", "text", "of", "words"]
+    lines = [json.dumps({"text": " ".join(words[:count])}) for count in (3, 8, 5, 7, 2, 6)]
+    text.write_text("\n".join(lines))  # of which several share a row
+    score = ["--source", f"jsonl:{text}#text", "--length", "32", "--batch_size", "2"]
+    wanted, found = call("evaluate", "--workdir", workdir, *score), call("evaluate", *elsewhere, *score)
+    assert found.status == 0, found.err
+    metrics = lambda outcome: json.loads(outcome.out.splitlines()[-1])["metrics"]
+    assert metrics(found) == pytest.approx(metrics(wanted), rel=1e-4)
+    refuses("--beams: goes with --runtime jax", "generate", *elsewhere, *ask, "--beams", "2")
+    refuses("--draft: goes with --runtime jax", "generate", *elsewhere, *ask, "--draft", "lookup")
+    refuses("--dtype: was chosen when the model was exported", "evaluate", *elsewhere, "--dtype", "bfloat16")
+
+
+def test_ranges_of_inputs_are_found_on_data(workdir, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Hello world, this is a text of some words.\n" * 40)
+    target, source = tmp_path / "out", ["--source", f"text:{text}"]
+    ask = ["export", "--workdir", workdir, "--format", "onnx", "--weights", "int8_static", "--to", target]
+    refuses("ranges of inputs need data, and this model came without; give --source", *ask)
+    outcome = call(*ask, *source, "--split", "all", "--calibration_batches", "1")
+    assert outcome.status == 0, outcome.err
+    score = [*source, "--length", "32", "--batch_size", "2"]
+    scored = [
+        json.loads(call("evaluate", *arguments, *score).out.splitlines()[-1])["metrics"]["loss"]
+        for arguments in (["--workdir", workdir], ["--runtime", "onnx", "--workdir", target])
+    ]
+    assert scored[1] == pytest.approx(scored[0], rel=0.02) and scored[1] != scored[0]
+
+
 def test_mistakes_leave_nothing_behind(workdir, tmp_path):
     ask = ["export", "--workdir", workdir, "--format", "stablehlo", "--to"]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     refuses("full exists and is not an empty folder; name another one", *ask, tmp_path / "full")
     refuses("--length: 9999 is more than the model's context of", *ask, tmp_path / "new", "--length", "9999")
+    refuses("--weights: --format stablehlo keeps float32, not 'int4'", *ask, tmp_path / "new", "--weights", "int4")
+    onnx = ["export", "--workdir", workdir, "--format", "onnx", "--to", tmp_path / "new"]
+    refuses("--dtype: bfloat16 goes with --format stablehlo", *onnx, "--dtype", "bfloat16")
+    refuses("no ONNX export", "generate", "--runtime", "onnx", "--workdir", workdir, "--prompt", "Hello")
     refuses("no checkpoint", "export", "--workdir", tmp_path, "--format", "stablehlo", "--to", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

@@ -48,6 +48,25 @@ def test_a_model_beside_its_baseline(workdirs):
         assert model["quality"]["bits_per_byte"] > 0 and model["memory"] > 50
 
 
+def test_an_export_beside_the_workdir_it_came_from(workdirs):
+    target = workdirs / "exported"
+    outcome = call(
+        "export", "--workdir", workdirs / "llama", "--format", "onnx", "--weights", "int8_blocks", "--to", target
+    )
+    assert outcome.status == 0, outcome.err
+    outcome = call(
+        *("measure", "--workdir", target, "--runtime", "onnx", "--baseline", workdirs / "llama"),
+        *("--prompt", "16", "--new", "8", "--turns", "2", "--batches", "2", "--source", f"text:{workdirs}/text.txt"),
+    )
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.splitlines()[0] == "|  | llama | exported | exported / llama |"
+    before, after = json.loads((target / "measured" / "measured.json").read_text())["models"]
+    assert before["sizes"]["parameters"] == after["sizes"]["parameters"]
+    assert after["sizes"]["stored"] == (target / "weights.data").stat().st_size
+    assert after["quality"]["bits_per_byte"] == pytest.approx(before["quality"]["bits_per_byte"], rel=0.1)
+    assert all(piece > 0 for turn in after["seconds"]["writing, 2 rows"] for piece in turn)
+
+
 def test_mistakes_are_one_line_before_anything_starts(workdirs, tmp_path):
     measure = ["measure", "--workdir", workdirs / "llama"]
     refuses("--batches: needs numbers of rows like 1,8, got '1,no'", *measure, "--batches", "1,no")

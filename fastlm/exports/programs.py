@@ -8,8 +8,9 @@ right-padded prompts into an empty cache; "decode" takes one token more for each
 Dims: b rows, t tokens, s source tokens, c slots of a cache, V vocab.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -49,6 +50,20 @@ def programs(model: Model, params: Any, length: int | None = None) -> dict[str, 
       length: tokens of every row; None leaves that open.
     """
     return _Programs(model, params, length).all()
+
+
+@contextlib.contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Says in a `UserError` that a program, traced in here, is none for rows of any length."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "InconclusiveDimensionOperation":  # which jax keeps in a private module
+            raise
+        raise UserError(
+            f"'{name}': a kind of attention of this model goes by the length of rows, which has to be fixed; give it "
+            "with --length (or, if that is given, the kind goes by the number of rows or slots too, and stays here)"
+        ) from None
 
 
 def flat(tree: Any) -> dict[str, Any]:

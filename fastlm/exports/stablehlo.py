@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from jax import export
 
-from fastlm.errors import UserError
-from fastlm.exports.programs import Program, flat, programs
+from fastlm.exports.programs import Program, flat, programs, told_of
 from fastlm.models import Model
 from fastlm.models.weight_files.writing import write_safetensors
 
@@ -78,15 +77,8 @@ def lowered(name: str, program: Program, weights: dict[str, jax.ShapeDtypeStruct
     Raises:
       UserError: it is none for rows of any length.
     """
-    try:
+    with told_of(name):
         return export.export(jax.jit(program.call), platforms=PLATFORMS)(weights, program.inputs)
-    except Exception as error:
-        if type(error).__name__ != "InconclusiveDimensionOperation":  # which jax keeps in a private module
-            raise
-        raise UserError(
-            f"'{name}': a kind of attention of this model goes by the length of rows, which has to be fixed; give it "
-            "with --length"
-        ) from None
 
 
 def _described(shape: jax.ShapeDtypeStruct) -> dict[str, Any]:

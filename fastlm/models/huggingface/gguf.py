@@ -1,10 +1,10 @@
-"""GGUF files of the llama architecture (Mistral and SmolLM2 too), qwen2 and qwen3: names and key-values. Read only.
+"""GGUF files of the llama architecture (Mistral and SmolLM2 too), qwen2 and qwen3: names and key-values.
 
 Notable: key-values become the options of a config.json, so the rest is the table of `llama.py` under
 other names. llama.cpp turns neighbouring channels where transformers turns halves, and for the llama
 architecture stores the rows of q and k in that order, which is undone here. Llama 3's rotary scaling is a
-tensor of factors there; the parameters are recovered and compared.
-Left out: mixtures of experts, other rotary scalings, partly rotated heads, writing.
+tensor of factors there; the parameters are recovered and compared. What is written is what is read.
+Left out: mixtures of experts, other rotary scalings, partly rotated heads.
 """
 
 import dataclasses
@@ -14,10 +14,21 @@ from typing import Any
 import numpy as np
 
 from fastlm.errors import UserError, nearest
-from fastlm.models.config import LayerConfig
+from fastlm.models.config import LayerConfig, ModelConfig
 from fastlm.models.huggingface import llama
+from fastlm.models.huggingface.describing import describe, shapes_of
 from fastlm.models.huggingface.options import Options
-from fastlm.models.huggingface.tables import TRANSPOSED, Architecture, How, Row, Shape, norm, projection
+from fastlm.models.huggingface.tables import (
+    TRANSPOSED,
+    Architecture,
+    How,
+    Row,
+    Shape,
+    Transfer,
+    norm,
+    projection,
+    transfers,
+)
 from fastlm.models.weight_files import WeightSource
 
 _OPTIONS = {
@@ -43,7 +54,14 @@ def _halves(tensor: np.ndarray, shapes: Sequence[Shape], layer: LayerConfig | No
     return (apart.swapaxes(1, 2).reshape(tensor.shape).T,)
 
 
-NEIGHBOURS = How(TRANSPOSED.shape, _halves, None)
+def _neighbours(ours: Sequence[np.ndarray], layer: LayerConfig | None) -> np.ndarray:
+    """Undoes `_halves`."""
+    rows = ours[0].T
+    apart = rows.reshape(-1, 2, layer.head_dim // 2, *rows.shape[1:])
+    return apart.swapaxes(1, 2).reshape(rows.shape)
+
+
+NEIGHBOURS = How(TRANSPOSED.shape, _halves, _neighbours)
 
 
 def _query_or_key(letter: str, how: How) -> tuple[Row, ...]:
@@ -113,6 +131,44 @@ def options_of(source: WeightSource, metadata: Mapping[str, Any]) -> tuple[Archi
     return ARCHITECTURES[name], options
 
 
+def described(cfg: ModelConfig) -> tuple[str, Sequence[Transfer], dict[str, Any], dict[str, np.ndarray]]:
+    """Returns how a model is told to llama.cpp.
+
+    Returns:
+      (name of the architecture, where its tensors go, key-values, tensors that are no parameters).
+
+    Raises:
+      UserError: llama.cpp's architectures known here do not hold the model; the message says what stands in the way.
+    """
+    class_name, known, options = describe(cfg)
+    name = known.model_type
+    if name not in ARCHITECTURES or class_name not in ARCHITECTURES[name].heads or cfg.head != "language_model":
+        raise UserError(f"gguf: holds decoders that write ({', '.join(ARCHITECTURES)}), not a {class_name}")
+    architecture = ARCHITECTURES[name]
+    moved, _ = transfers(architecture, architecture.heads[class_name], cfg, shapes_of(cfg))
+    head_dim = cfg.layer(0).head_dim
+    values = {_OPTIONS[option]: options[option] for option in _OPTIONS if options.get(option) is not None}
+    values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    values |= {"rope.dimension_count": head_dim, "vocab_size": cfg.vocab_size}
+    more, scaling = {}, options.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling["factor"]}
+    elif cfg.rotary_scaling:
+        factor, *parameters = cfg.rotary_scaling
+        if tuple(parameters) != _LLAMA3:
+            raise UserError(f"gguf: rotary scaling {cfg.rotary_scaling} is not that of Llama 3; others have no form")
+        more[_FACTORS] = _llama3_factors(factor, head_dim, cfg.rotary_base).astype(np.float32)
+    return name, moved, {f"{name}.{key}": value for key, value in values.items()}, more
+
+
+def _llama3_factors(factor: float, head_dim: int, base: float) -> np.ndarray:
+    """Returns what each frequency is divided by."""
+    low, high, length = _LLAMA3
+    frequencies = base ** (-2 * np.arange(head_dim // 2) / max(head_dim, 1))
+    kept = np.clip((length * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
+    return 1 / (kept + (1 - kept) / factor)
+
+
 def _plain(value: Any) -> Any:
     # Numbers are stored in 32 bits: 1e-5, not 9.999999747378752e-06.
     with np.errstate(over="ignore"):
@@ -149,9 +205,7 @@ def _rotary(own: Options, options: Options, source: WeightSource, names: set[str
         stored = source.read(_FACTORS).astype(np.float64)
         factor = float(stored.max(initial=1.0))
         with np.errstate(all="ignore"):  # absurd numbers fit nothing
-            frequencies = base ** (-2 * np.arange(head_dim // 2) / max(head_dim, 1))
-            kept = np.clip((length * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
-            fits = np.allclose(stored, 1 / (kept + (1 - kept) / factor), rtol=1e-3)
+            fits = np.allclose(stored, _llama3_factors(factor, head_dim, base), rtol=1e-3)
     if not fits:
         raise UserError(f"{source.path}: tensor '{_FACTORS}' is no scaling of Llama 3; other ones are not supported")
     names_of = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file as a tokenizer.json: byte-level BPE from its tokens and merges.
+"""The tokenizer inside a GGUF file as a tokenizer.json, and back: byte-level BPE, its tokens and merges.
 
 Notable: GGUF only names how text is split before the merges; the splits known here are those of
 GPT-2, SmolLM, Llama 3 and Qwen2. Left out: SentencePiece-like tokenizers (kind "llama") and WordPiece.
@@ -14,7 +14,7 @@ from fastlm.errors import UserError
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CONTROL, _USER_DEFINED = 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ROLES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -72,6 +72,66 @@ def rebuilt(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     if isinstance(metadata.get("tokenizer.chat_template"), str):
         config["chat_template"] = metadata["tokenizer.chat_template"]
     return {"tokenizer.json": model.encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+
+
+def key_values(files: Mapping[str, bytes], size: int) -> dict[str, Any]:
+    """Returns a tokenizer as the key-values of a GGUF file.
+
+    Args:
+      files: tokenizer.json and tokenizer_config.json.
+      size: tokens that the model has; those that the tokenizer lacks are written as unused.
+
+    Raises:
+      UserError: it is of another kind, or splits text in a way that GGUF has no name for.
+    """
+    import tokenizers as library
+
+    if "tokenizer.json" not in files:
+        raise UserError(f"gguf: needs a tokenizer.json, the model has {', '.join(files) or 'no tokenizer files'}")
+    told, config = json.loads(files["tokenizer.json"]), json.loads(files.get("tokenizer_config.json", b"{}"))
+    split = _split_of(told.get("pre_tokenizer"), library)
+    if told["model"].get("type") != "BPE" or split is None:
+        raise UserError(
+            f"gguf: holds byte-level BPE that splits text like {', '.join(_SPLITS)}; this tokenizer does not"
+        )
+    vocabulary = dict(told["model"]["vocab"])
+    added = {token["content"]: token for token in told.get("added_tokens", ())}
+    vocabulary |= {content: token["id"] for content, token in added.items()}
+    tokens, kinds = [f"[PAD{number}]" for number in range(size)], [_UNUSED] * size
+    for content, number in vocabulary.items():
+        if number < size:
+            tokens[number] = content
+            special = content in added and (_CONTROL if added[content]["special"] else _USER_DEFINED)
+            kinds[number] = special or _NORMAL
+    values: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": split,
+        "tokens": tokens,
+        "token_type": kinds,
+        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]],
+    }
+    for role, key in _ROLES.items():
+        content = config.get(role)
+        content = content.get("content") if isinstance(content, dict) else content
+        if content in vocabulary:
+            values[key] = vocabulary[content]
+    begins = (told.get("post_processor") or {}).get("single", ())
+    values["add_bos_token"] = bool(begins) and "SpecialToken" in begins[0]
+    found = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    template = (
+        {"tokenizer.chat_template": config["chat_template"]} if isinstance(config.get("chat_template"), str) else {}
+    )
+    return found | template
+
+
+def _split_of(stored: Any, library: Any) -> str | None:
+    """Returns the name of a way to split text."""
+    for name, make in _SPLITS.items():
+        known = library.Tokenizer(library.models.BPE())
+        known.pre_tokenizer = make(library)
+        if json.loads(known.to_str())["pre_tokenizer"] == stored:
+            return name
+    return None
 
 
 def _checked(metadata: Mapping[str, Any], where: str) -> tuple[list[str], list[tuple[str, str]]]:

@@ -25,27 +25,31 @@ class How:
     Attributes:
       shape: shapes of ours -> shape of theirs.
       read: their tensor, shapes of ours, the layer (None outside the stacks) -> ours.
-      write: ours -> their tensor; None where files are only read.
+      write: ours, the layer -> their tensor.
     """
 
     shape: Callable[[Sequence[Shape]], Shape]
     read: Callable[[np.ndarray, Sequence[Shape], LayerConfig | None], Sequence[np.ndarray]]
-    write: Callable[[Sequence[np.ndarray]], np.ndarray] | None
+    write: Callable[[Sequence[np.ndarray], LayerConfig | None], np.ndarray]
 
 
 def _cut(tensor: np.ndarray, shapes: Sequence[Shape], layer: LayerConfig | None) -> Sequence[np.ndarray]:
     return np.split(tensor, np.cumsum([shape[-1] for shape in shapes])[:-1], axis=-1)
 
 
-AS_IS = How(lambda shapes: shapes[0], lambda tensor, shapes, layer: (tensor,), lambda ours: ours[0])
+AS_IS = How(lambda shapes: shapes[0], lambda tensor, shapes, layer: (tensor,), lambda ours, layer: ours[0])
 # Their Linear keeps [out, in].
-TRANSPOSED = How(lambda shapes: shapes[0][::-1], lambda tensor, shapes, layer: (tensor.T,), lambda ours: ours[0].T)
-ONE_ROW = How(lambda shapes: (1, *shapes[0]), lambda tensor, shapes, layer: (tensor[0],), lambda ours: ours[0][None])
+TRANSPOSED = How(
+    lambda shapes: shapes[0][::-1], lambda tensor, shapes, layer: (tensor.T,), lambda ours, layer: ours[0].T
+)
+ONE_ROW = How(
+    lambda shapes: (1, *shapes[0]), lambda tensor, shapes, layer: (tensor[0],), lambda ours, layer: ours[0][None]
+)
 # Several of ours side by side in one of theirs, along the last axis.
 PACKED = How(
     lambda shapes: (*shapes[0][:-1], sum(shape[-1] for shape in shapes)),
     _cut,
-    lambda ours: np.concatenate(ours, axis=-1),
+    lambda ours, layer: np.concatenate(ours, axis=-1),
 )
 
 

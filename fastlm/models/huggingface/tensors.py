@@ -202,7 +202,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def tensors_to_write(
-    params: Mapping[str, Any], moved: Iterable[Transfer], dtype: str | None
+    cfg: ModelConfig, params: Mapping[str, Any], moved: Iterable[Transfer], dtype: str | None
 ) -> Iterator[TensorToWrite]:
     """Yields their tensors, whose values are made when their turn comes; `dtype` None keeps that of the parameters."""
     leaves = paths.flatten(params)
@@ -210,7 +210,9 @@ def tensors_to_write(
         ours = [leaves[path] for path in transfer.paths]
         stored = DTYPES[dtype] if dtype else np.dtype(ours[0].dtype)
 
-        def values(ours=ours, transfer=transfer, stored=stored) -> np.ndarray:
-            return transfer.how.write([np.asarray(leaf) for leaf in ours]).astype(stored, copy=False)
+        layer = None if transfer.layer is None else cfg.layer(transfer.layer)
+
+        def values(ours=ours, transfer=transfer, stored=stored, layer=layer) -> np.ndarray:
+            return transfer.how.write([np.asarray(leaf) for leaf in ours], layer).astype(stored, copy=False)
 
         yield TensorToWrite(transfer.name, values, transfer.shape, stored)

@@ -59,7 +59,7 @@ def write(
     shapes = shapes_of(cfg)
     _check_params(params, shapes)
     moved, _ = transfers(known, known.heads[class_name], cfg, shapes)
-    tensors = list(tensors_to_write(params, moved, dtype))
+    tensors = list(tensors_to_write(cfg, params, moved, dtype))
     options["dtype"] = options["torch_dtype"] = tensors[0].dtype.name
     if cfg.head in ("sequence", "tokens"):
         options |= folders.described_labels(labels, cfg.classes)

@@ -1,0 +1,272 @@
+"""A model in ONNX Runtime that looks like one of ours: the same tasks score it, and it writes the same texts.
+
+Notable: `features` calls the runtime from inside jit, and gives what the graph gave: `head` and `pool` have nothing
+left to do. Rows of several documents, which the graph of a decoder does not tell apart, are cut into these. Drawing is
+`decoding.sample`'s, with its keys and rules, so that the same logits make the same text. Writing is a loop on the host
+around the runtime's own cache.
+Left out: beams, drafts and captures, which need the inside of a model.
+
+Dims: B batch, T time, S source time, V vocab.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fastlm import configuration
+from fastlm.data import tokenizers
+from fastlm.decoding import inputs, sample
+from fastlm.decoding import rules as token_rules
+from fastlm.decoding.rules import Rules
+from fastlm.errors import UserError
+from fastlm.exports.onnx_session import Decoding, Programs
+from fastlm.measurement import runtimes
+from fastlm.models import Compute, Model, ModelConfig
+from fastlm.ops.caches import Memory
+from fastlm.training.restore import Restored
+
+ABOUT = "about.json"  # of the checkpoint that was exported
+TOKENIZER = "tokenizer.fastlm.json"
+GREEDY = sample.Sampling(temperature=0.0)
+AT_ONCE = 1 << 26  # logits that a call gives
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxModel(Model):
+    """See the header; parameters are in the graphs, whatever is passed as such."""
+
+    programs: Programs | None = None
+
+    def features(
+        self,
+        params: Any,
+        tokens: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        token_types: Int[Array, "B T"] | None = None,
+        memory: Memory | None = None,
+        packed: bool = True,
+        **options: Any,
+    ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+        """Returns what the graph `forward` gives; see `Model.features`.
+
+        Raises:
+          UserError: what the graph does not have.
+        """
+        del params
+        if any(options.get(name) is not None for name in ("cache", "rng")) or options.get("capture"):
+            raise UserError("a model in ONNX Runtime has no caches, dropout or captures; use --runtime jax")
+        given = {"tokens": tokens}
+        if self.cfg.family == "decoder" and segment_ids is not None:
+            given["segments"] = segment_ids
+        if self.cfg.family == "encoder":
+            given["segments"] = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+            if self.cfg.token_types:
+                given["token_types"] = jnp.zeros_like(tokens) if token_types is None else token_types
+        if memory is not None:
+            given |= {"source": memory.hidden, "source_segments": memory.segments}
+        (name,) = self.programs.signature["forward"]["outputs"]
+        width = self.programs.signature["forward"]["outputs"][name]["shape"][-1]
+        rows = tokens.shape[:1] if self.cfg.head == "sequence" else tokens.shape
+        shape = jax.ShapeDtypeStruct((*rows, width), jnp.float32)
+
+        def call(values: dict[str, Array]) -> np.ndarray:
+            arrays = {key: np.asarray(value) for key, value in values.items()}
+            if self.cfg.family != "decoder":
+                return self._forward(arrays)[name]
+            return by_document(lambda rows: self._forward({"tokens": rows})[name], arrays, width)
+
+        return jax.pure_callback(call, shape, given), {}
+
+    def _forward(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Calls the graph; rows are filled up where it has a fixed length."""
+        fixed = self.programs.signature["forward"]["inputs"]["tokens"]["shape"][1]
+        length = given["tokens"].shape[1]
+        if isinstance(fixed, str) or fixed == length:
+            return self.programs.call("forward", given)
+        if length > fixed:
+            raise UserError(f"rows of {length} tokens; the model was exported for {fixed} (--length)")
+        wider = lambda key, x: x if key.startswith("source") else np.pad(x, ((0, 0), (0, fixed - length)))
+        found = self.programs.call("forward", {key: wider(key, value) for key, value in given.items()})
+        return {key: value[:, :length] if value.ndim == 3 else value for key, value in found.items()}
+
+    def encode(
+        self, params: Any, source: Int[Array, "B S"], *, segment_ids: Int[Array, "B S"] | None = None, **options: Any
+    ) -> tuple[Memory, dict[str, Any]]:
+        """Returns the source as it is: the graph encodes and decodes at once."""
+        del params, options
+        return Memory(source, jnp.ones_like(source) if segment_ids is None else segment_ids), {}
+
+    def head_params(self, params: Any) -> dict[str, Any]:
+        """Returns nothing; the head is in the graph."""
+        del params
+        return {}
+
+    def head(self, params: Any, hidden: Float[Array, "... V"]) -> Float[Array, "... V"]:
+        """Returns what `features` gave: logits already."""
+        del params
+        return hidden
+
+    def pool(self, hidden: Float[Array, "..."], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B D"]:
+        """Returns what stands for each text; the graph of an encoder that classifies texts has pooled already."""
+        classifies = self.cfg.family == "encoder" and self.cfg.head == "sequence"
+        return hidden if classifies else super().pool(hidden, segment_ids)
+
+    def generate(
+        self,
+        rows: inputs.Rows,
+        *,
+        max_tokens: int,
+        how: sample.Sampling = sample.Sampling(),
+        seed: int = 0,
+        start: int | None = None,
+        **rules: Any,
+    ) -> Iterator[np.ndarray]:
+        """Returns an iterator of new tokens [B, 1], as `sample.generate` draws them.
+
+        Raises:
+          UserError: inputs or rules that cannot be, or a model exported without what writing takes; at the call.
+        """
+        batch = inputs.make(self.cfg, rows, start, max_tokens)
+        allowed = token_rules.make(self.cfg.vocab_size, max_tokens, **rules)
+        if not self.programs.has("prefill"):
+            raise UserError(f"{self.programs.folder}: exported without the programs that write; this kind has none")
+        return self._write(batch, max_tokens, how, allowed, sample.row_keys(seed, range(len(rows))))
+
+    def _write(self, batch: inputs.Inputs, max_tokens, how, rules, keys) -> Iterator[np.ndarray]:
+        prompts, lengths = np.asarray(batch.prompts), np.asarray(batch.lengths)
+        fixed = self.programs.signature["prefill"]["inputs"]["tokens"]["shape"][1]
+        if isinstance(fixed, int):
+            if lengths.max() > fixed:
+                raise UserError(f"a prompt has {lengths.max()} tokens, but the model was exported for {fixed}")
+            prompts = np.pad(prompts, ((0, 0), (0, max(fixed - prompts.shape[1], 0))))[:, :fixed]
+        source = {} if batch.sources is None else {"source": batch.sources, "source_segments": batch.segments}
+        rows = Decoding(self.programs, inputs.bucket(max(prompts.shape[1], int(lengths.max()) + max_tokens)))
+        logits = rows.begin(prompts, lengths, source)
+        likeliest = _Likeliest(rules)
+        for count in range(max_tokens):
+            if how.temperature == 0:
+                token = likeliest(logits, count)
+            else:
+                token = np.asarray(_drawn(how, rules, logits, keys, lengths + count, np.int32(count)))
+            yield token[:, None]
+            if count + 1 < max_tokens:
+                logits = rows.step(token)
+
+
+def by_document(
+    call: Callable[[np.ndarray], np.ndarray], given: dict[str, np.ndarray], width: int
+) -> Float[np.ndarray, "B T V"]:
+    """Returns logits of every document of packed rows read alone; zeros where a row is padding.
+
+    Args:
+      call: from rows [b, T'] to logits.
+      given: tokens [B, T], and segments [B, T] unless each row is one document.
+    """
+    tokens = given["tokens"]
+    segments = given.get("segments", np.ones_like(tokens))
+    result = np.zeros((*tokens.shape, width), np.float32)
+    pieces = []
+    for row, numbers in enumerate(segments):
+        borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+        pieces += [(row, start, stop) for start, stop in itertools.pairwise(borders) if numbers[start]]
+    longest = max((stop - start for _, start, stop in pieces), default=1)
+    several = max(1, AT_ONCE // (longest * width))
+    for begin in range(0, len(pieces), several):
+        group = pieces[begin : begin + several]
+        rows = np.zeros((len(group), longest), np.int32)
+        for target, (row, start, stop) in zip(rows, group):
+            target[: stop - start] = tokens[row, start:stop]
+        for (row, start, stop), found in zip(group, call(rows), strict=True):
+            result[row, start:stop] = found[: stop - start]
+    return result
+
+
+class _Likeliest:
+    """The likeliest token that is allowed, on the host: a call of jit between two of the runtime's costs a tenth."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._forbidden = np.asarray(rules.forbidden)
+        self._end, self._min_tokens, self._first = (int(x) for x in (rules.end, rules.min_tokens, rules.forced_first))
+
+    def __call__(self, logits: np.ndarray, written: int) -> np.ndarray:
+        """Returns a token for each row of logits [B, V]; see `Rules.allow`."""
+        if self._first >= 0 and written == 0:
+            return np.full(len(logits), self._first, np.int32)
+        hidden = np.flatnonzero(self._forbidden)
+        hidden = np.append(hidden, self._end) if written < self._min_tokens and self._end >= 0 else hidden
+        if hidden.size:
+            logits = logits.copy()
+            logits[:, hidden] = -np.inf
+        return logits.argmax(axis=1).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(how: sample.Sampling, rules: Rules, logits: Array, keys: Array, places: Array, written: Array) -> Array:
+    """Draws a token for each row; `places` are those of the tokens in their rows, which choose the keys."""
+    position_keys = jax.vmap(jax.random.fold_in)(keys, places)
+    return sample.draw(rules.allow(logits, written), position_keys, how)
+
+
+class Timed:
+    """A model in ONNX Runtime on the ruler; see `measurement.runtimes.Runtime`."""
+
+    def __init__(self, model: OnnxModel, start: int | None = None) -> None:
+        """Takes a model, and the token that an encoder-decoder's decoder begins with."""
+        self._model, self._start = model, start
+
+    def writes(self) -> bool:
+        """See `Runtime`."""
+        return self._model.programs.has("prefill") and self._model.cfg.head == "language_model"
+
+    def read(self, rows: int, length: int) -> float:
+        """See `Runtime`."""
+        tokens = runtimes.draw_rows(self._model.cfg, rows, length)
+        if self.writes():
+            written = self._model.generate(list(tokens), max_tokens=1, how=GREEDY, start=self._start)
+            begun = time.perf_counter()
+            next(written)
+        else:
+            begun = time.perf_counter()
+            self._model.features({}, tokens)[0].block_until_ready()
+        return time.perf_counter() - begun
+
+    def write(self, rows: int, length: int, count: int) -> list[float]:
+        """See `Runtime`; the prompts and the first piece are not counted."""
+        tokens = list(runtimes.draw_rows(self._model.cfg, rows, length))
+        written = self._model.generate(tokens, max_tokens=count + runtimes.PIECE, how=GREEDY, start=self._start)
+        seconds, last = [], None
+        for number, _ in enumerate(written, 1):
+            if number % runtimes.PIECE == 0:
+                now = time.perf_counter()
+                seconds += [] if last is None else [now - last]
+                last = now
+        return seconds
+
+
+def restore(folder: str | Path) -> Restored:
+    """Returns an exported model as what a checkpoint gives.
+
+    Raises:
+      UserError: no export, or one that is cut short.
+    """
+    programs = Programs(folder)
+    try:
+        about = json.loads((Path(folder) / ABOUT).read_text())
+        cfg = ModelConfig.from_json(json.dumps(about["model"]))
+        tokenizer = tokenizers.from_json((Path(folder) / TOKENIZER).read_text())
+        compute = configuration.make(Compute, "compute", about["config"].get("compute", {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: {ABOUT} or {TOKENIZER} cannot be read ({error}); export again") from None
+    model = OnnxModel(cfg, dataclasses.replace(compute, dtype="float32"), programs)
+    return Restored(model, {}, tokenizer, about, about["step"])

@@ -1,0 +1,77 @@
+"""Models by what runs them: a workdir in XLA, or what was exported in another runtime."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fastlm.errors import UserError
+from fastlm.measurement import ruler
+from fastlm.measurement.runtimes import Jitted, Runtime
+from fastlm.models import abstract
+from fastlm.training import restore as workdirs
+from fastlm.training.checkpoints import Checkpoints
+from fastlm.training.restore import Restored
+
+RUNTIMES = ("jax", "onnx")
+
+
+def restore(runtime: str, folder: str | Path, mesh: Mesh, **options: Any) -> Restored:
+    """Returns the model in a folder; it scores and writes with the same code, whatever runs it.
+
+    Args:
+      runtime: one of `RUNTIMES`.
+      options: of `training.restore.restore`, for workdirs; an export is what it is.
+
+    Raises:
+      UserError: nothing that this runtime takes is there, or options for what has none.
+    """
+    if runtime == "jax":
+        return workdirs.restore(folder, mesh, **options)
+    for name, value in options.items():
+        if value not in (None, ""):
+            raise UserError(f"--{name}: was chosen when the model was exported; leave it out with --runtime {runtime}")
+    from fastlm.exports import onnx_runtime  # and what it needs, which only exports do
+
+    return onnx_runtime.restore(folder)
+
+
+def timed(runtime: str, restored: Restored, start: int | None) -> Runtime:
+    """Returns a restored model as the ruler sees it.
+
+    Args:
+      start: the token that an encoder-decoder's decoder begins with.
+    """
+    if runtime == "jax":
+        return Jitted(restored.model, restored.params, start)
+    from fastlm.exports import onnx_runtime
+
+    return onnx_runtime.Timed(restored.model, start)
+
+
+def sizes(runtime: str, folder: str, restored: Restored, average: bool, flops: float, length: int) -> ruler.Sizes:
+    """Returns what a stored model takes.
+
+    Args:
+      flops, length: as in `ruler.Sizes`.
+      average: whether it is the averaged weights that were restored.
+    """
+    if runtime == "jax":
+        step = Checkpoints(folder, read_only=True).folder / str(restored.step)
+        return ruler.sizes(
+            restored.params, flops, length, ruler.folder_bytes(step / ("average" if average else "model"))
+        )
+    from fastlm.exports import onnx_session
+
+    programs = onnx_session.Programs(folder)
+    weights = programs.weights()
+    return ruler.Sizes(
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(restored.model.cfg)[0])),
+        stored=weights.nbytes,
+        gzipped=ruler.gzipped_bytes([weights]),
+        files=programs.bytes(),
+        flops=flops,
+        length=length,
+    )
