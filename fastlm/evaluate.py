@@ -44,6 +44,7 @@ BATCH_SIZE = flags.DEFINE_integer(
 )
 BATCHES = flags.DEFINE_integer("batches", 0, "score only this many batches; 0 scores all", lower_bound=0)
 OUTPUTS = flags.DEFINE_integer("outputs", 0, "print so many of the model's answers, for tasks that have them")
+TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -75,7 +76,7 @@ flags.DEFINE_alias("maps-folder", "maps_folder")
 def main() -> None:
     """Restores, scores, prints."""
     problems, texts = read_problems(), read_texts()
-    mesh = meshes.make()
+    mesh = meshes.make(tensor=TENSOR.value)
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)

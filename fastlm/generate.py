@@ -55,6 +55,10 @@ ROWS = flags.DEFINE_integer("rows", 8, "of several prompts, so many are written 
 LOG_PROBABILITIES = flags.DEFINE_bool("log_probabilities", False, "show that of each text, in nats, by the model alone")
 DRAFT = flags.DEFINE_string("draft", "", "speculative decoding: workdir of a smaller model that proposes, or 'lookup'")
 SPAN = flags.DEFINE_integer("span", 4, "with --draft: tokens proposed at a time", lower_bound=1)
+FUSED = flags.DEFINE_bool(
+    "fused", None, "products of the same input as one: the same model; default: for a single text, which it speeds up"
+)
+TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -64,10 +68,12 @@ DEFAULT_TOKENS = 200
 def main() -> None:
     """Restores, writes, prints."""
     prompts = read_prompts()
-    mesh = meshes.make()
+    mesh = meshes.make(tensor=TENSOR.value)
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
+    if RUNTIME.value == "jax" and (len(prompts) == 1 if FUSED.value is None else FUSED.value):
+        restored = restored.fused()
     writing = chatting(restored) if CHAT.value else task_writing(restored)
     rows = [writing.read(prompt) for prompt in prompts]
     longest = 1 if writing.start is not None else max(map(len, rows))
@@ -197,7 +203,7 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     """
     if DRAFT.value == "lookup":
         return drafts.LookupDraft(), None
-    draft = restore.restore(DRAFT.value, meshes.make(), dtype=DTYPE.value)
+    draft = restore.restore(DRAFT.value, meshes.make(tensor=TENSOR.value), dtype=DTYPE.value)
     if draft.tokenizer.to_json() != restored.tokenizer.to_json():
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
     return drafts.ModelDraft(draft.model), draft.params

@@ -170,3 +170,10 @@ def test_a_stop_ends_the_text_and_is_not_shown(tmp_path):
 
 def asked_of(workdir):
     return ["generate", "--workdir", workdir, "--prompt", "a", "--log_probabilities"]
+
+
+def test_devices_that_share_each_weight_write_the_same(tmp_path):
+    workdir = converted("llama", tmp_path)
+    plain = said(workdir, "--prompt", "abab")
+    assert said(workdir, "--prompt", "abab", "--tensor", "2") == plain
+    refuses("3 does not divide the 8 devices", "generate", "--workdir", workdir, "--prompt", "a", "--tensor", "3")

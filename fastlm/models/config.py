@@ -61,14 +61,16 @@ class LayerConfig:
     dropout: float
     init_scale: float
     residual_init_scale: float
+    fused: bool
 
     @property
     def across(self) -> "LayerConfig":
         """The layer as its cross-attention sees it.
 
-        Words and their source have no common order: nothing is hidden, and no rotary angle measures between them.
+        Words and their source have no common order: nothing is hidden, and no rotary angle measures between them. What
+        is asked and what is looked at are two inputs, whose products stay apart.
         """
-        return dataclasses.replace(self, rotary=False, causal=False)
+        return dataclasses.replace(self, rotary=False, causal=False, fused=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ class ModelConfig:
       residual_init: "scaled" divides the projections into the residual stream by sqrt(2 layers)
         (GPT-2), "zero" starts them at 0 so that each block starts as the identity, "same" does neither.
       formats: ordered (path regex, leaf format); empty for plain weights.
+      fused: weights that multiply the same input are one weight, see `fusion`, which makes such models for decoding.
     """
 
     family: str = "decoder"
@@ -154,6 +157,7 @@ class ModelConfig:
     init_scale: float = 0.02
     residual_init: str = "scaled"
     formats: tuple[tuple[str, Any], ...] = ()
+    fused: bool = False
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -220,6 +224,7 @@ class ModelConfig:
             dropout=self.dropout,
             init_scale=self.init_scale,
             residual_init_scale=_residual_scale(self),
+            fused=self.fused,
         )
 
     def to_json(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fastlm.models.config import LayerConfig
@@ -31,14 +32,15 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the layer to every position on its own."""
         cfg = self.cfg
-        up = self._project(x, "up", cfg.feed_forward_width)
-        if cfg.feed_forward in GATED:
-            hidden = GATED[cfg.feed_forward](self._project(x, "gate", cfg.feed_forward_width), up)
+        width = cfg.feed_forward_width
+        if cfg.feed_forward not in GATED:
+            hidden = PLAIN[cfg.feed_forward](self._project(x, "up", width))
+        elif cfg.fused:
+            hidden = GATED[cfg.feed_forward](*jnp.split(self._project(x, "gate_up", 2 * width), 2, axis=-1))
         else:
-            hidden = PLAIN[cfg.feed_forward](up)
-        down = weight(
-            self, "down", (cfg.feed_forward_width, cfg.width), ("mlp", "embed"), normal(cfg.residual_init_scale)
-        )
+            up = self._project(x, "up", width)
+            hidden = GATED[cfg.feed_forward](self._project(x, "gate", width), up)
+        down = weight(self, "down", (width, cfg.width), ("mlp", "embed"), normal(cfg.residual_init_scale))
         y = contract(hidden, down)
         return add_bias(y, weight(self, "down_bias", (cfg.width,), ("norm",))) if cfg.bias else y
 

@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.operators import operator
+from fastlm.parallel.rules import constrain
+
+KEPT = ("batch", None, "kv_heads", None)  # logical axes of keys and values
 
 
 @operator
@@ -40,8 +43,11 @@ class KVCache:
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], offset: Int[Array, "B"]) -> "KVCache":
-        """Returns the cache with `k`, `v` written at slots `offset[b] ... offset[b] + T - 1` of row b."""
-        return KVCache(written(self.k, k, offset), written(self.v, v, offset))
+        """Returns the cache with `k`, `v` written at slots `offset[b] ... offset[b] + T - 1` of row b.
+
+        Over devices it is cut as the heads are that read it.
+        """
+        return KVCache(constrain(written(self.k, k, offset), KEPT), constrain(written(self.v, v, offset), KEPT))
 
 
 @flax.struct.dataclass

@@ -81,12 +81,18 @@ class Attention(nn.Module):
         self, x: Float[Array, "B T D"], name: str, count: int, axis: str, angles: tuple[Array, Array] | None
     ) -> Float[Array, "B T N H"]:
         """Returns queries or keys: projected, normalized, rotated."""
-        cfg, y = self.cfg, self.project(x, name, count, axis)
+        return self.finished(self.project(x, name, count, axis), name, angles)
+
+    def finished(
+        self, y: Float[Array, "B T N H"], name: str, angles: tuple[Array, Array] | None
+    ) -> Float[Array, "B T N H"]:
+        """Returns projected queries or keys normalized and rotated."""
+        cfg = self.cfg
         if cfg.qk_norm:
             y = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, name=f"{name}_norm")(y)
         return y if angles is None else position_encodings.rotate(y, *angles)
 
-    def project(self, x: Float[Array, "B T D"], name: str, count: int, axis: str) -> Float[Array, "B T N H"]:
+    def project(self, x: Float[Array, "B T D"], name: str, count: int, axis: str | None) -> Float[Array, "B T N H"]:
         """Returns `x` through the weight `name`, cut into `count` heads."""
         y = self.product(x, name, count * self.cfg.head_dim, axis, bias=self.cfg.qkv_bias)
         return y.reshape(*y.shape[:2], count, self.cfg.head_dim)
@@ -111,6 +117,10 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Returns (q, k, v) of self-attention, or of cross-attention without rotation."""
         cfg, angles = self.cfg, self.angles(positions)
+        if cfg.fused:
+            parts = self.project(x, "qkv", cfg.heads + 2 * cfg.kv_heads, None)
+            q, k, v = jnp.split(parts, (cfg.heads, cfg.heads + cfg.kv_heads), axis=2)
+            return self.finished(q, "q", angles), self.finished(k, "k", angles), v
         q = self.heads(x, "q", cfg.heads, "heads", angles)
         k = self.heads(context, "k", cfg.kv_heads, "kv_heads", angles)
         return q, k, self.project(context, "v", cfg.kv_heads, "kv_heads")
