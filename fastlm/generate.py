@@ -58,6 +58,7 @@ SPAN = flags.DEFINE_integer("span", 4, "with --draft: tokens proposed at a time"
 FUSED = flags.DEFINE_bool(
     "fused", None, "products of the same input as one: the same model; default: for a single text, which it speeds up"
 )
+CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", None, ["int8"], "type of kept keys and values; default that of compute")
 TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
@@ -70,7 +71,7 @@ def main() -> None:
     prompts = read_prompts()
     mesh = meshes.make(tensor=TENSOR.value)
     jax.set_mesh(mesh)
-    options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value}
+    options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
     if RUNTIME.value == "jax" and (len(prompts) == 1 if FUSED.value is None else FUSED.value):
         restored = restored.fused()
@@ -203,7 +204,9 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     """
     if DRAFT.value == "lookup":
         return drafts.LookupDraft(), None
-    draft = restore.restore(DRAFT.value, meshes.make(tensor=TENSOR.value), dtype=DTYPE.value)
+    draft = restore.restore(
+        DRAFT.value, meshes.make(tensor=TENSOR.value), dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value
+    )
     if draft.tokenizer.to_json() != restored.tokenizer.to_json():
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
     return drafts.ModelDraft(draft.model), draft.params

@@ -45,6 +45,7 @@ SOURCE = flags.DEFINE_multi_string("source", [], "what to score instead of the t
 SPLIT = flags.DEFINE_string("split", "", "split to score; default the final one of the config")
 SCORE_BATCHES = flags.DEFINE_integer("score_batches", 0, "score only so many batches of 16 rows; 0 scores all")
 QUALITY = flags.DEFINE_bool("quality", True, "score the models; --noquality leaves it out")
+CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", None, ["int8"], "type of kept keys and values; default that of compute")
 TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
@@ -60,7 +61,11 @@ class Subject:
         """Restores it."""
         self._mesh = meshes.make(tensor=TENSOR.value)
         jax.set_mesh(self._mesh)
-        options = {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value} if runtime == "jax" else {}
+        options = (
+            {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
+            if runtime == "jax"
+            else {}
+        )
         self._restored = exported.restore(runtime, workdir, self._mesh, **options)
         self._stored = functools.partial(exported.sizes, runtime, workdir, self._restored, bool(AVERAGE.value))
         model = self._restored.model
@@ -180,7 +185,7 @@ def scores(name: str, worker: workers.Worker) -> dict[str, float]:
 def worker_arguments(one: Chosen) -> list[str]:
     """Returns what a worker's Python is started with."""
     own = [f"--runtime={one.runtime}", f"--workdir={one.workdir}", f"--step={one.step}"]
-    passed = ("source", "split", "score_batches", "average", "dtype", "tensor")
+    passed = ("source", "split", "score_batches", "average", "dtype", "cache_dtype", "tensor")
     return ["-m", "fastlm.measure", "--worker", *own, *(word for name in passed for word in serialized(name))]
 
 

@@ -83,6 +83,8 @@ def search(
     batch = inputs.make(model.cfg, rows, start, max_tokens)
     allowed = token_rules.make(model.cfg.vocab_size, max_tokens, end=end, **rules)
     check_kinds(model.cfg)
+    if model.compute.cache_dtype:
+        raise UserError(f"cache_dtype: a search keeps caches whole, not in {model.compute.cache_dtype}; leave it out")
     form = list(STOPPING).index(stop_when)
     settings = Settings(allowed, np.int32(max_tokens), np.float32(length_penalty), np.int32(form))
     steps = min(inputs.bucket(max_tokens), FIRST_STEPS)

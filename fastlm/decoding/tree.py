@@ -35,40 +35,22 @@ from fastlm.parallel.rules import constrain
 
 
 @flax.struct.dataclass
-class HeadMajorCache:
-    """A `KVCache` with heads before slots, as the products of each head read it; all rows write alike."""
-
-    keys: Float[Array, "B G S H"]
-    values: Float[Array, "B G S H"]
-
-    @classmethod
-    def of(cls, cache: KVCache) -> "HeadMajorCache":
-        """Returns the same contents."""
-        return cls(jnp.swapaxes(cache.k, 1, 2), jnp.swapaxes(cache.v, 1, 2))
-
-    @property
-    def k(self) -> Float[Array, "B S G H"]:
-        """Keys, as attention wants them."""
-        return jnp.swapaxes(self.keys, 1, 2)
-
-    @property
-    def v(self) -> Float[Array, "B S G H"]:
-        """Values, as attention wants them."""
-        return jnp.swapaxes(self.values, 1, 2)
+class TreeCache(KVCache):
+    """A `KVCache` of which all rows are written alike, and that grows."""
 
     @property
     def slots(self) -> int:
         """S."""
         return self.keys.shape[2]
 
-    def write(self, k: Array, v: Array, offset: Int[Array, "B"]) -> "HeadMajorCache":
+    def write(self, k: Array, v: Array, offset: Int[Array, "B"]) -> "TreeCache":
         """Returns the cache with `k`, `v` [B, K, G, H] written from slot `offset`, the same in all rows."""
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
             old, jnp.swapaxes(new, 1, 2).astype(old.dtype), offset[0], axis=2
         )
-        return HeadMajorCache(put(self.keys, k), put(self.values, v))
+        return TreeCache(put(self.keys, k), put(self.values, v))
 
-    def grow(self, slots: int) -> "HeadMajorCache":
+    def grow(self, slots: int) -> "TreeCache":
         """Returns the cache with room for `slots` more."""
         return jax.tree.map(lambda x: _pad(x, 2, slots), self)
 
@@ -112,7 +94,7 @@ def plant(cache: Cache, beams: int, steps: int) -> Tree:
     """Returns the tree that grows from prompts in a cache of as many slots as the longest prompt has."""
     ancestors = jnp.full((cache.length.shape[0], beams, 0), -1, jnp.int32)
     is_cache = lambda x: isinstance(x, KVCache)
-    layers = jax.tree.map(HeadMajorCache.of, cache.layers, is_leaf=is_cache)
+    layers = jax.tree.map(lambda x: TreeCache(x.keys, x.values), cache.layers, is_leaf=is_cache)
     return grow(Tree(layers, cache.length, ancestors, cache.source_segments), steps)
 
 

@@ -10,7 +10,7 @@ about, `onnx_operators` for what they consist of, `onnx_products` for formats, `
 """
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,9 @@ def graph_of(
         operators.LOWERINGS[operator.name].write(writer, operator)
         if operator.name == tracing.cached_attention.__qualname__:
             past = operator.arguments["past"]
-            by_slot |= {past.k, past.v, *operator.out[1:]}
-    given = [_swapped(value, by_slot) for value in converted.model.graph.input if value.name in program.inputs]
-    made = [_swapped(value, by_slot) for value in converted.model.graph.output]
+            by_slot |= {past.keys, past.values}
+    given = [value for value in converted.model.graph.input if value.name in program.inputs]
+    made = list(converted.model.graph.output)
     caches = {key for key in program.inputs if key.startswith("cache/")}
     in_place = sorted(caches & by_slot)
     told = {
@@ -141,18 +141,6 @@ def _operator(converted: Converted, node: onnx.NodeProto) -> operators.Node | No
     call, taken = converted.operators[node.op_type]
     shapes = dict(zip(node.input, taken, strict=True))
     return operators.Node(call.name, call.filled(node.input), shapes, tuple(node.output))
-
-
-def _swapped(value: onnx.ValueInfoProto, by_slot: Container[str]) -> onnx.ValueInfoProto:
-    """Returns a value's type; of a cache by slot with heads before slots."""
-    if value.name in by_slot:
-        dims = value.type.tensor_type.shape.dim
-        slots, heads = onnx.TensorShapeProto.Dimension(), onnx.TensorShapeProto.Dimension()
-        slots.CopyFrom(dims[1])
-        heads.CopyFrom(dims[2])
-        dims[1].CopyFrom(heads)
-        dims[2].CopyFrom(slots)
-    return value
 
 
 def _described(value: onnx.ValueInfoProto) -> dict[str, Any]:

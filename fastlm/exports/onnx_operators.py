@@ -293,7 +293,7 @@ def _can_rotate(told: dict[str, Any]) -> bool:
 def _write_cached(writer: Writer, node: Node) -> None:
     told, graph = node.arguments, writer.graph
     past, width = told["past"], told["width"]
-    kv_heads = node.shapes[past.k][2]
+    kv_heads = node.shapes[past.keys][1]
     start, count = told["start"], writer.size(told["q"], 1, node.shapes[told["q"]][1])
     real = told["lengths"] or count
     last = graph.once("Sub", graph.once("Add", start, real), graph.constant(1, np.int32))
@@ -301,7 +301,7 @@ def _write_cached(writer: Writer, node: Node) -> None:
     tables = [] if told["rotary"] is None else _tables(writer, told["rotary"])
     graph.node(
         "GroupQueryAttention",
-        *(*writer.packed([told["q"], told["k"], told["v"]]), past.k, past.v, last, total, *tables),
+        *(*writer.packed([told["q"], told["k"], told["v"]]), past.keys, past.values, last, total, *tables),
         out=node.out,
         domain=MICROSOFT,
         num_heads=node.shapes[told["q"]][2] // width,
@@ -312,19 +312,42 @@ def _write_cached(writer: Writer, node: Node) -> None:
     )
 
 
+def _takes_written(told: dict[str, Any]) -> bool:
+    return told["new"].dtype == told["slots"].dtype
+
+
 def _write_written(writer: Writer, node: Node) -> None:
+    told, graph = node.arguments, writer.graph
+    rows, slots = _rows_and_slots(writer, node)
+    _scatter(graph, told["slots"], [graph.once("Expand", rows, graph.once("Shape", slots)), slots], told["new"], node)
+
+
+def _write_written_by_head(writer: Writer, node: Node) -> None:
+    told, graph = node.arguments, writer.graph
+    rows, slots = (graph.once("Unsqueeze", x, graph.constant([1], np.int64)) for x in _rows_and_slots(writer, node))
+    heads = graph.constant(np.arange(node.shapes[told["slots"]][1])[:, None], np.int32)  # [K, 1] beside [B, 1, T]
+    sizes = graph.once("Shape", graph.once("Add", slots, heads))
+    places = [graph.once("Expand", x, sizes) for x in (rows, heads, slots)]
+    new = graph.node("Transpose", told["new"], perm=(0, 2, 1, 3))
+    _scatter(graph, told["slots"], places, new, node)
+
+
+def _rows_and_slots(writer: Writer, node: Node) -> tuple[str, str]:
+    """Returns the number of each row [B, 1], and the slots [B, T] of what is new in it."""
     told, graph = node.arguments, writer.graph
     rows, count, *_ = node.shapes[told["new"]]
     zero, one = graph.constant(0, np.int32), graph.constant(1, np.int32)
     upwards = lambda size: graph.once("Range", zero, size, one)
     rows, count = writer.size(told["new"], 0, rows), writer.size(told["new"], 1, count)
     column = lambda name: graph.once("Unsqueeze", name, graph.constant([1], np.int64))
-    slots = graph.once("Add", column(told["offset"]), upwards(count))
-    first = graph.once("Expand", column(upwards(rows)), graph.once("Shape", slots))
+    return column(upwards(rows)), graph.once("Add", column(told["offset"]), upwards(count))
+
+
+def _scatter(graph: Graph, old: str, places: Sequence[str], new: str, node: Node) -> None:
+    """Writes what is new at these places, one number for each of the first axes."""
     last = graph.constant([-1], np.int64)
-    places = graph.once("Concat", graph.once("Unsqueeze", first, last), graph.once("Unsqueeze", slots, last), axis=-1)
-    places = graph.once("Cast", places, to=INT64)
-    graph.node("ScatterND", told["slots"], places, told["new"], out=node.out)
+    together = graph.once("Concat", *(graph.once("Unsqueeze", place, last) for place in places), axis=-1)
+    graph.node("ScatterND", old, graph.once("Cast", together, to=INT64), new, out=node.out)
 
 
 def _tables(writer: Writer, rotary: dict[str, Any]) -> list[str]:
@@ -357,7 +380,8 @@ _WRITTEN: dict[Callable[..., Any], Lowering] = {
     attention.dot_product_attention: Lowering(_takes_attention, _write_attention),
     tracing.cached_attention: Lowering(_can_rotate, _write_cached),
     tracing.rotated_attention: Lowering(_can_rotate, _write_rotated),
-    caches.written: Lowering(lambda told: told["new"].dtype == told["slots"].dtype, _write_written),
+    caches.written: Lowering(_takes_written, _write_written),
+    caches.written_by_head: Lowering(_takes_written, _write_written_by_head),
 }
 LOWERINGS = {function.__qualname__: lowering for function, lowering in _WRITTEN.items()}
 # What `onnx_conversion` calls an operator; all of it can be written.

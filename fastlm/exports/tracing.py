@@ -255,7 +255,8 @@ class _Program:
         )
 
     def _cached(self, equation: core.JaxprEqn, told: dict[str, Any]) -> tuple[_Item, tuple[Call, list[Any]]] | None:
-        k, v = (self._made_by(told[name], caches.written) for name in ("k", "v"))
+        kept = [self._by_head(told[name]) for name in ("k", "v")]
+        k, v = (self._made_by(var, caches.written_by_head) for var in kept)
         if not k or not v or told["mask"].offset is not k["offset"] or told["mask"].offset is not v["offset"]:
             return None
         if self._uses[told["k"]] != 1 or self._uses[told["v"]] != 1:
@@ -265,12 +266,20 @@ class _Program:
 
         def attend(q, new, value, past_k, past_v, start, lengths=None):
             y, cache = cached_attention(q, new, value, KVCache(past_k, past_v), start, lengths, **options)
-            return y, cache.k, cache.v
+            return y, cache.keys, cache.values
 
         lengths = [] if told["mask"].lengths is None else [told["mask"].lengths]
         rest = [k["slots"], v["slots"], k["offset"], *lengths]
         call = Call(cached_attention.__qualname__, options)
-        return self._item(equation, [q, new, v["new"]], rest, attend, call, (told["k"], told["v"]))
+        return self._item(equation, [q, new, v["new"]], rest, attend, call, kept)
+
+    def _by_head(self, var: Any) -> Any:
+        """Returns keys or values of attention as a cache keeps them, with heads before slots."""
+        maker = self._maker(var)
+        swapped = (
+            maker is not None and maker.primitive.name == "transpose" and maker.params["permutation"] == (0, 2, 1, 3)
+        )
+        return maker.invars[0] if swapped else None
 
     def _item(self, equation, heads, rest, attend, call, more=()) -> tuple[_Item, tuple[Call, list[Any]]]:
         """Returns attention of heads side by side as an item that fits the program, where they may be told apart."""

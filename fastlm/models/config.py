@@ -25,6 +25,7 @@ HEADS = ("language_model", "masked_language_model", "sequence", "tokens", "none"
 POOLERS = ("", "tanh", "relu")
 POOLING = ("first", "last", "mean")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+CACHE_DTYPES = ("", "int8")
 REMAT = ("none", "products", "full")
 
 _KINDS_PER_LAYER = ("attention", "cross_attention", "feed_forward")
@@ -256,6 +257,7 @@ class Compute:
         weights, recomputes attention and element-wise work), "full" (stores only block inputs).
       attention_form: "auto", or one of `ops.attention.FORMS`.
       loss_chunk: tokens whose logits exist at a time.
+      cache_dtype: what decoding keeps keys and values in, in kinds that can round them: "" for dtype, or "int8".
     """
 
     dtype: str = "float32"
@@ -263,12 +265,14 @@ class Compute:
     remat: str = "none"
     attention_form: str = "auto"
     loss_chunk: int = 1024
+    cache_dtype: str = ""
 
     def __post_init__(self) -> None:
         _one_of("compute.dtype", self.dtype, DTYPES)
         _one_of("compute.residual_dtype", self.residual_dtype, DTYPES)
         _one_of("compute.remat", self.remat, REMAT)
         _one_of("compute.attention_form", self.attention_form, ("auto", *FORMS))
+        _one_of("compute.cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.loss_chunk < 1:
             raise UserError(f"config.compute.loss_chunk: must be at least 1 token, got {self.loss_chunk}")
 

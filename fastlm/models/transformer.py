@@ -233,12 +233,23 @@ class Model:
         return self.head(params, hidden), aux
 
     def empty_cache(self, batch: int, slots: int, source_slots: int = 0) -> Cache:
-        """Returns a cache for `slots` tokens a row; an encoder-decoder's source has exactly `source_slots`."""
-        layers, dtype = {}, self.compute.jnp_dtype
+        """Returns a cache for `slots` tokens a row; an encoder-decoder's source has exactly `source_slots`.
+
+        Raises:
+          UserError: it should be rounded, and no kind of attention here can do that.
+        """
+        layers, rounds = {}, self.compute.cache_dtype == "int8"
+        kinds = {self.cfg.layer(i).attention for i in self.cfg.stack}
+        if rounds and not any(attention_kinds.kind(name).rounds for name in kinds):
+            raise UserError(f"config.compute.cache_dtype: {', '.join(sorted(kinds))} cannot keep what they do in int8")
+
+        def dtype(name: str) -> Any:
+            return jnp.int8 if rounds and attention_kinds.kind(name).rounds else self.compute.jnp_dtype
+
         for i in self.cfg.stack:
             layer = self.cfg.layer(i)
-            own = attention_kinds.empty_cache(layer.attention, layer, batch, slots, dtype)
-            source = (layer.across, batch, source_slots, dtype)
+            own = attention_kinds.empty_cache(layer.attention, layer, batch, slots, dtype(layer.attention))
+            source = (layer.across, batch, source_slots, dtype(layer.cross_attention))
             layers[str(i)] = (
                 (own, attention_kinds.empty_cache(layer.cross_attention, *source, key="cross_attention"))
                 if layer.cross

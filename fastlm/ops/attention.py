@@ -49,7 +49,9 @@ def attention_probabilities(
     b, t, n, h = q.shape
     # Query heads that share a key head are more rows of one product: keys are not repeated.
     rows = jnp.swapaxes(q, 1, 2).reshape(b, k.shape[2], -1, h)
-    scores = jnp.einsum("BKRH,BSKH->BKRS", rows, k, preferred_element_type=jnp.float32) * scale
+    # Heads first by hand: from a cache, which has them there, nothing is then moved.
+    by_head = jnp.swapaxes(k, 1, 2)
+    scores = jnp.einsum("BKRH,BKSH->BKRS", rows, by_head, preferred_element_type=jnp.float32) * scale
     scores = softcap(scores.reshape(b, n, t, -1), cap)
     if bias is not None:
         scores = scores + bias
@@ -67,7 +69,7 @@ def plain(
     b, t, n, _ = q.shape
     rows = probabilities.reshape(b, v.shape[2], -1, v.shape[1])
     # Asked for "BRKH", einsum would put the values first, a product for which XLA:CPU has no fast form.
-    y = jnp.einsum("BKRS,BSKH->BKRH", rows, v, preferred_element_type=jnp.float32)
+    y = jnp.einsum("BKRS,BKSH->BKRH", rows, jnp.swapaxes(v, 1, 2), preferred_element_type=jnp.float32)
     return jnp.swapaxes(y.reshape(b, n, t, -1), 1, 2).astype(q.dtype)
 
 

@@ -5,6 +5,7 @@ right-padded, written at slot 0, and the length set to each prompt's own; paddin
 hidden by the causal mask and overwritten by the tokens that follow.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,37 +18,131 @@ from fastlm.ops.masks import MaskSpec
 from fastlm.ops.operators import operator
 from fastlm.parallel.rules import constrain
 
-KEPT = ("batch", None, "kv_heads", None)  # logical axes of keys and values
+IN_ORDER = {"mode": "drop", "indices_are_sorted": True, "unique_indices": True}
+BY_HEAD, BY_SLOT = ("batch", "kv_heads", None, None), ("batch", None, "kv_heads", None)
 
 
 @operator
 def written(
     slots: Float[Array, "B S ..."], new: Float[Array, "B T ..."], offset: Int[Array, "B"]
 ) -> Float[Array, "B S ..."]:
-    """Returns slots with what is `new` at `offset[b] ... offset[b] + T - 1` of row b."""
+    """Returns slots with what is `new` at `offset[b] ... offset[b] + T - 1` of row b.
+
+    The update of a single slice is repeated by XLA:CPU for everyone who reads the result, on copies of the whole;
+    that of several is done once, in place. So one row is written in halves here, and by head below.
+    """
+    new, width = new.astype(slots.dtype), math.prod(slots.shape[2:])
+    if slots.shape[0] == 1 and width % 2 == 0:
+        halves = slots.reshape(*slots.shape[:2], 2, width // 2)
+        places = (offset[0] + jnp.arange(new.shape[1]))[:, None], jnp.arange(2)
+        return halves.at[0, *places].set(new.reshape(-1, *halves.shape[2:]), **IN_ORDER).reshape(slots.shape)
     put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 0)
-    return jax.vmap(put)(slots, new.astype(slots.dtype), offset)
+    return jax.vmap(put)(slots, new, offset)
+
+
+@operator
+def written_by_head(
+    slots: Float[Array, "B K S ..."], new: Float[Array, "B T K ..."], offset: Int[Array, "B"]
+) -> Float[Array, "B K S ..."]:
+    """Returns slots of each head with what is `new` at `offset[b] ... offset[b] + T - 1` of row b."""
+    new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)
+    if slots.shape[0] == 1:
+        places = jnp.arange(slots.shape[1])[:, None], offset[0] + jnp.arange(new.shape[2])
+        return slots.at[0, *places].set(new[0], **IN_ORDER)
+    return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))(slots, new, offset)
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of one layer, [B, S, K, H] each."""
+    """Keys and values of one layer, with heads before slots: as the products of each head read them."""
 
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    keys: Float[Array, "B K S H"]
+    values: Float[Array, "B K S H"]
 
-    @classmethod
-    def empty(cls, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> "KVCache":
-        """Returns a cache of zeros for `slots` tokens a row."""
-        shape = (batch, slots, kv_heads, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    @property
+    def k(self) -> Float[Array, "B S K H"]:
+        """Keys, as attention wants them."""
+        return jnp.swapaxes(self.keys, 1, 2)
+
+    @property
+    def v(self) -> Float[Array, "B S K H"]:
+        """Values, as attention wants them."""
+        return jnp.swapaxes(self.values, 1, 2)
 
     def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], offset: Int[Array, "B"]) -> "KVCache":
         """Returns the cache with `k`, `v` written at slots `offset[b] ... offset[b] + T - 1` of row b.
 
         Over devices it is cut as the heads are that read it.
         """
-        return KVCache(constrain(written(self.k, k, offset), KEPT), constrain(written(self.v, v, offset), KEPT))
+        put = lambda old, new: constrain(written_by_head(old, new, offset), BY_HEAD)
+        return self.replace(keys=put(self.keys, k), values=put(self.values, v))
+
+
+@flax.struct.dataclass
+class RoundedCache:
+    """Keys and values of one layer in eight bits, with a scale for each token and head: 17/64 of float32 for H = 64."""
+
+    keys: Int[Array, "B K S H"]
+    values: Int[Array, "B K S H"]
+    key_scales: Float[Array, "B K S 1"]
+    value_scales: Float[Array, "B K S 1"]
+
+    @property
+    def k(self) -> Float[Array, "B S K H"]:
+        """Keys, as attention wants them."""
+        return jnp.swapaxes(self.keys * self.key_scales, 1, 2)
+
+    @property
+    def v(self) -> Float[Array, "B S K H"]:
+        """Values, as attention wants them."""
+        return jnp.swapaxes(self.values * self.value_scales, 1, 2)
+
+    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], offset: Int[Array, "B"]) -> "RoundedCache":
+        """See `KVCache`; rounds to the nearest of 255 levels up to the largest number of each token and head."""
+        put = lambda old, new: constrain(written_by_head(old, new, offset), BY_HEAD)
+        (keys, key_scales), (values, value_scales) = rounded(k), rounded(v)
+        return RoundedCache(
+            put(self.keys, keys),
+            put(self.values, values),
+            put(self.key_scales, key_scales),
+            put(self.value_scales, value_scales),
+        )
+
+
+def rounded(x: Float[Array, "... H"]) -> tuple[Int[Array, "... H"], Float[Array, "... 1"]]:
+    """Returns (levels, int8, scale, float32) with levels * scale within scale / 2 of x."""
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    return jnp.rint(x / jnp.where(scale, scale, 1)).astype(jnp.int8), scale
+
+
+def keys_and_values(batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache | RoundedCache:
+    """Returns a cache of zeros for `slots` tokens a row; a `RoundedCache` if the type is int8."""
+    shape = (batch, kv_heads, slots, head_dim)
+    keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    if jnp.dtype(dtype) != jnp.int8:
+        return KVCache(keys, values)
+    scales = (*shape[:3], 1)
+    return RoundedCache(keys, values, jnp.zeros(scales), jnp.zeros(scales))
+
+
+@flax.struct.dataclass
+class SlotCache:
+    """Keys and values of one layer with slots before heads, as kinds read them that gather slots."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+
+    @classmethod
+    def empty(cls, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> "SlotCache":
+        """Returns a cache of zeros for `slots` tokens a row."""
+        shape = (batch, slots, kv_heads, head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], offset: Int[Array, "B"]) -> "SlotCache":
+        """See `KVCache`."""
+        put = lambda old, new: constrain(written(old, new, offset), BY_SLOT)
+        return SlotCache(put(self.k, k), put(self.v, v))
 
 
 @flax.struct.dataclass

@@ -63,6 +63,7 @@ def restore(
     step: int | str | None = None,
     average: bool | None = None,
     dtype: str | None = None,
+    cache_dtype: str | None = None,
 ) -> Restored:
     """Reads a checkpoint of a run onto `mesh`.
 
@@ -70,6 +71,7 @@ def restore(
       step: a number, "best", or None for the newest.
       average: use the averaged weights; None uses them if the run kept any.
       dtype: compute type; None is that of the run.
+      cache_dtype: what decoding keeps keys and values in; None is that of the run.
 
     Raises:
       UserError: no, damaged, or foreign checkpoint.
@@ -90,6 +92,6 @@ def restore(
     if average is None:
         average = (files.folder / str(step) / "average").is_dir()
     params = files.restore_model(step, target, average=average)
-    if dtype is not None:
-        compute = dataclasses.replace(compute, dtype=dtype)
+    chosen = {"dtype": dtype, "cache_dtype": cache_dtype}
+    compute = dataclasses.replace(compute, **{name: value for name, value in chosen.items() if value is not None})
     return Restored(Model(cfg, compute), params, tokenizer, about, step)

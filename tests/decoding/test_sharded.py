@@ -68,18 +68,18 @@ def test_caches_are_cut_as_heads_are_and_stay_where_they_lie(alone_and_cut):
     model, _, on_the_mesh = alone_and_cut
     batch = inputs.make(CFG, ROWS, None, 8)
     cache, logits = on_the_mesh(lambda params: sample.prefill(model, params, 32, batch))
-    spec = jax.sharding.PartitionSpec(("data",), None, ("tensor",))
+    spec = jax.sharding.PartitionSpec(("data",), ("tensor",))
     for layer in cache.layers.values():
-        assert layer.k.sharding.is_equivalent_to(jax.NamedSharding(layer.k.sharding.mesh, spec), 4)
+        assert layer.keys.sharding.is_equivalent_to(jax.NamedSharding(layer.keys.sharding.mesh, spec), 4)
     keys = sample.row_keys(0, range(4))
     written = np.zeros(4, np.int32)
     lower = lambda params: sample.decode.lower(
         model, params, 4, GREEDY, sample.token_rules.make(24, 8), cache, logits, keys, written
     )
     text = on_the_mesh(lower).compile().as_text()
-    kept = cache.layers["0"].k
+    kept = cache.layers["0"].keys
     # Nothing as large as a layer's cache crosses devices in a step.
     gathered = [
-        line for line in text.splitlines() if "all-gather(" in line and f"{kept.shape[1]},{CFG.kv_heads}" in line
+        line for line in text.splitlines() if "all-gather(" in line and f"{CFG.kv_heads},{kept.shape[2]}" in line
     ]
     assert "all-reduce" in text and not gathered

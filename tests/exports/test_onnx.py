@@ -128,7 +128,7 @@ def test_one_graph_reads_prompts_and_single_tokens_where_caches_are_by_slot(expo
     """And in it attention is one node, with the cache where it lies."""
     _, _, programs = exported("llama")
     assert not programs.has("decode")
-    assert programs.signature["prefill"]["in_place"] == ["cache/layers/0/k", "cache/layers/0/v"]
+    assert programs.signature["prefill"]["in_place"] == ["cache/layers/0/keys", "cache/layers/0/values"]
     nodes = Counter(node.op_type for node in onnx.load(programs.folder / "prefill.onnx").graph.node)
     assert nodes["GroupQueryAttention"] == 1
     assert nodes["MatMul"] == 4  # queries, keys and values in one; out; gate and up in one; down

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlm.ops import operators
-from fastlm.ops.caches import KVCache
+from fastlm.ops.caches import keys_and_values
 from fastlm.ops.contract import contract
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.normalization import rms_norm
@@ -45,7 +45,7 @@ def test_arrays_in_trees_have_slots_and_static_fields_stay():
 
 
 def test_a_named_trace_computes_the_same():
-    empty = KVCache.empty(2, 4, 1, 3, jnp.float32)
+    empty = keys_and_values(2, 4, 1, 3, jnp.float32)
     write = lambda k: empty.write(k, k, jnp.array([0, 2]))
     k = jnp.arange(6.0).reshape(2, 1, 1, 3)
     with operators.named():

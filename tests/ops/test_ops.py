@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlm.ops import activations, layouts, normalization
-from fastlm.ops.caches import KVCache
+from fastlm.ops.caches import keys_and_values
 from fastlm.ops.contract import add_bias, contract, dense, lookup
 from fastlm.ops.masks import MaskSpec
 
@@ -126,7 +126,7 @@ def test_mask_hides_padding_and_other_documents():
 
 
 def test_cache_writes_each_row_at_its_own_slot():
-    cache = KVCache.empty(2, 5, 1, 2, jnp.float32)
+    cache = keys_and_values(2, 5, 1, 2, jnp.float32)
     new = jnp.ones((2, 2, 1, 2))
     cache = cache.write(new, 2 * new, jnp.array([0, 3]))
     np.testing.assert_array_equal(cache.k[:, :, 0, 0], [[1, 1, 0, 0, 0], [0, 0, 0, 1, 1]])

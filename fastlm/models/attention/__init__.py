@@ -44,6 +44,7 @@ class Kind:
       decode: it runs step by step with a cache.
       rewinds: that cache forgets its last tokens when its length goes back: it keeps each by its slot.
       carry: that cache has one size however long the text, and may begin a row that goes on with a document.
+      rounds: that cache may keep its tokens in eight bits.
       bias: it takes the biases of alibi and relative positions.
       softmax: its weights come from `ops.softmax`, any kind of it.
       fused_softmax: a platform's fused kernel may compute it.
@@ -58,6 +59,7 @@ class Kind:
     decode: bool = False
     rewinds: bool = False
     carry: bool = False
+    rounds: bool = False
     bias: bool = False
     softmax: bool = False
     fused_softmax: bool = False
@@ -72,6 +74,7 @@ KINDS: dict[str, Kind] = {
         cross=True,
         decode=True,
         rewinds=True,
+        rounds=True,
         bias=True,
         softmax=True,
         fused_softmax=True,

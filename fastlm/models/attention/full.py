@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
 from fastlm.ops import attention
-from fastlm.ops.caches import KVCache
+from fastlm.ops.caches import KVCache, RoundedCache, keys_and_values
 from fastlm.ops.masks import MaskSpec
 
 
@@ -23,9 +23,9 @@ class FullAttention(Attention):
     """See the header."""
 
     @staticmethod
-    def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> KVCache:
-        """Returns room for the keys and values of `slots` tokens."""
-        return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
+    def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> KVCache | RoundedCache:
+        """Returns room for the keys and values of `slots` tokens; in eight bits if the type is int8."""
+        return keys_and_values(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
 
     @nn.compact
     def __call__(
@@ -36,9 +36,9 @@ class FullAttention(Attention):
         positions: Int[Array, "B T"],
         mask: MaskSpec,
         bias: Float[Array, "b N T S"] | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | RoundedCache | None = None,
         rng: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
+    ) -> tuple[Float[Array, "B T D"], KVCache | RoundedCache | None, dict[str, Any]]:
         """Attends from `x` to `context` (the same array for self-attention).
 
         With a cache, `context` is written behind what is there; without context (cross-attention after

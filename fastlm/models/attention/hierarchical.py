@@ -34,7 +34,7 @@ from fastlm.errors import UserError
 from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
 from fastlm.ops.blocks import attend_blocks, blocked, spans, unblocked
-from fastlm.ops.caches import KVCache
+from fastlm.ops.caches import SlotCache
 from fastlm.ops.key_major_attention import MASKED
 from fastlm.ops.masks import MaskSpec
 
@@ -77,7 +77,7 @@ class HierarchicalCache:
     by the tokens that replace it; a query looks only at runs that are full.
     """
 
-    tokens: KVCache
+    tokens: SlotCache
     sums: tuple[Float[Array, "B E K P"], ...]
 
 
@@ -97,7 +97,7 @@ class HierarchicalAttention(Attention):
     ) -> HierarchicalCache:
         """Returns room for whole blocks, at least `slots` tokens, and for the groups that will be full."""
         count = -(-slots // options.block)
-        tokens = KVCache.empty(batch, count * options.block, cfg.kv_heads, cfg.head_dim, dtype)
+        tokens = SlotCache.empty(batch, count * options.block, cfg.kv_heads, cfg.head_dim, dtype)
         runs = [(count >> level) * options.means for level in range(options.levels(count))]
         return HierarchicalCache(
             tokens, tuple(jnp.zeros((batch, n, cfg.kv_heads, 2 * cfg.head_dim), jnp.float32) for n in runs)

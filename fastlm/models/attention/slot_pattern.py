@@ -15,7 +15,7 @@ from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
 from fastlm.ops.blocks import weights_by_pair
 from fastlm.ops.cached_patterns import attend_cached
-from fastlm.ops.caches import KVCache
+from fastlm.ops.caches import SlotCache
 from fastlm.ops.masks import MaskSpec
 
 
@@ -23,9 +23,9 @@ class SlotPatternAttention(Attention):
     """Base of these kinds, which say three times what their pattern is: for rows, for a step, and as a matrix."""
 
     @staticmethod
-    def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> KVCache:
+    def empty_cache(cfg: LayerConfig, options: Any, batch: int, slots: int, dtype: Any) -> SlotCache:
         """Returns room for the keys and values of `slots` tokens."""
-        return KVCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
+        return SlotCache.empty(batch, slots, cfg.kv_heads, cfg.head_dim, dtype)
 
     @abstractmethod
     def rows(self, q: Array, k: Array, v: Array, mask: MaskSpec) -> Float[Array, "B T N H"]:
@@ -48,9 +48,9 @@ class SlotPatternAttention(Attention):
         positions: Int[Array, "B T"],
         mask: MaskSpec,
         bias: None = None,
-        cache: KVCache | None = None,
+        cache: SlotCache | None = None,
         rng: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Any]]:
+    ) -> tuple[Float[Array, "B T D"], SlotCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
         q, k, v = self.queries_keys_values(x, context, positions)
