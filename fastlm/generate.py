@@ -55,9 +55,7 @@ ROWS = flags.DEFINE_integer("rows", 8, "of several prompts, so many are written 
 LOG_PROBABILITIES = flags.DEFINE_bool("log_probabilities", False, "show that of each text, in nats, by the model alone")
 DRAFT = flags.DEFINE_string("draft", "", "speculative decoding: workdir of a smaller model that proposes, or 'lookup'")
 SPAN = flags.DEFINE_integer("span", 4, "with --draft: tokens proposed at a time", lower_bound=1)
-FUSED = flags.DEFINE_bool(
-    "fused", None, "products of the same input as one: the same model; default: for a single text, which it speeds up"
-)
+FUSED = flags.DEFINE_bool("fused", True, "products of the same input as one: the same model, and up to a tenth faster")
 CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", None, ["int8"], "type of kept keys and values; default that of compute")
 TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
@@ -73,7 +71,7 @@ def main() -> None:
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
-    if RUNTIME.value == "jax" and (len(prompts) == 1 if FUSED.value is None else FUSED.value):
+    if RUNTIME.value == "jax" and FUSED.value:
         restored = restored.fused()
     writing = chatting(restored) if CHAT.value else task_writing(restored)
     rows = [writing.read(prompt) for prompt in prompts]

@@ -1,91 +1,121 @@
-"""One model written by many programs: tokens a second behind a prompt, greedily, all taking turns.
+"""One model run by many programs, all taking turns: tokens a second written greedily behind a prompt, or read.
 
     launch/local.sh -m experiments.benchmarks.decoding --programs jax:runs/smollm2,onnx:exported/int4 \\
         [--programs huggingface:FOLDER,llama:FILE.gguf --torch-python PYTHON --llama-python PYTHON]
+    launch/local.sh -m experiments.benchmarks.decoding --read 128 --programs jax:runs/minilm,onnx:exported/minilm
 
-Programs: `jax` (a workdir, float32; `jax-bfloat16`, `jax-float16` compute in these), `onnx` (what fastlm.export wrote),
-`huggingface` (transformers' `generate` on a folder; `huggingface-bfloat16`), `llama` (llama.cpp, by the package
-xllamacpp, on a .gguf file). Each lives in a process of its own; a turn is 32 random tokens read and 128 written by each
-program in turn, of which only writing counts. The bound beside them is a bare product in float32, XLA's, of all weights
-with as many rows. Medians over turns, ratios to the first program. Five minutes with six programs on 2 quiet cores.
+Programs: `jax` (a workdir, float32; `jax-bfloat16` and `jax-float16` compute in these, `jax-fused` has fused products,
+`jax-int8` keeps its cache in eight bits), `onnx` (what fastlm.export wrote), `huggingface` (transformers on a folder;
+`huggingface-bfloat16`), `llama` (llama.cpp, by the package xllamacpp, on a .gguf file), `bound`: nothing but XLA's
+products in float32 of all weights with as many rows. Each lives in a process of its own. A turn is a prompt (--prompt)
+read and 128 tokens written by each program in turn, of which only writing counts; with `--read LENGTH`, rows of so many
+tokens read, up to the logits of the next one, or by an encoder to its last hidden states. Medians over turns, ratios to
+the first program. Five minutes with six programs on 2 quiet cores.
 Notable: other interpreters import nothing but what this file names, and the standard library.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from fastlm.measurement import workers
 
-PROMPT, NEW = 32, 128
-Write = Callable[[int], float]  # from rows to the seconds that NEW tokens of each take
+NEW = 128  # tokens written to each row
+Seconds = Callable[[int, int], float]  # from rows and tokens of each, the seconds that reading or writing takes
 
 
-def of_jax(path: str, dtype: str) -> Write:
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What runs a model: `write(rows, prompt)` and `read(rows, length)`, in seconds; None for what it cannot do."""
+
+    write: Seconds | None = None
+    read: Seconds | None = None
+
+
+def of_jax(path: str, option: str) -> Program:
     """Our own decoding in XLA."""
     from fastlm.exports import runtimes
     from fastlm.parallel import mesh
 
-    restored = runtimes.restore("jax", path, mesh.make(), dtype=dtype or "float32")
-    timed = runtimes.timed("jax", restored, None)
-    return lambda rows: sum(timed.write(rows, PROMPT, NEW))
+    options = {"dtype": option if option in ("bfloat16", "float16") else "float32"}
+    options |= {"cache_dtype": "int8"} if option == "int8" else {}
+    restored = runtimes.restore("jax", path, mesh.make(), **options)
+    return _timed("jax", restored.fused() if option == "fused" else restored)
 
 
-def of_onnx(path: str, dtype: str) -> Write:
+def of_onnx(path: str, option: str) -> Program:
     """An export in ONNX Runtime, by our loop."""
-    del dtype
+    del option
     from fastlm.exports import runtimes
     from fastlm.parallel import mesh
 
-    timed = runtimes.timed("onnx", runtimes.restore("onnx", path, mesh.make()), None)
-    return lambda rows: sum(timed.write(rows, PROMPT, NEW))
+    return _timed("onnx", runtimes.restore("onnx", path, mesh.make()))
 
 
-def of_huggingface(path: str, dtype: str) -> Write:
-    """`generate` of transformers; writing is what 129 tokens take more than one."""
+def _timed(runtime: str, restored: Any) -> Program:
+    from fastlm.exports import runtimes
+
+    timed = runtimes.timed(runtime, restored, None)
+    return Program(lambda rows, prompt: sum(timed.write(rows, prompt, NEW)), timed.read)
+
+
+def of_huggingface(path: str, option: str) -> Program:
+    """transformers; writing is what 129 tokens take `generate` more than one."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype or "float32")).eval()
+    config = transformers.AutoConfig.from_pretrained(path)
+    writes = any("CausalLM" in name for name in config.architectures or ())
+    kind = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
+    model = kind.from_pretrained(path, dtype=getattr(torch, option or "float32")).eval()
+    tokens_of = lambda rows, length: torch.arange(100, 100 + rows * length).reshape(rows, length) % config.vocab_size
 
-    def seconds(rows: int, new: int) -> float:
-        tokens = torch.arange(100, 100 + rows * PROMPT).reshape(rows, PROMPT)
+    def read(rows: int, length: int) -> float:
+        tokens, last = tokens_of(rows, length), {"logits_to_keep": 1} if writes else {}
         begun = time.perf_counter()
         with torch.inference_mode():
-            model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, min_new_tokens=new, max_new_tokens=new
-            )
+            model(tokens, attention_mask=torch.ones_like(tokens), **last)
         return time.perf_counter() - begun
 
-    return lambda rows: seconds(rows, NEW + 1) - seconds(rows, 1)
+    def seconds(rows: int, length: int, new: int) -> float:
+        tokens = tokens_of(rows, length)
+        options = {"attention_mask": torch.ones_like(tokens), "do_sample": False}
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(tokens, min_new_tokens=new, max_new_tokens=new, **options)
+        return time.perf_counter() - begun
+
+    return Program(lambda rows, prompt: seconds(rows, prompt, NEW + 1) - seconds(rows, prompt, 1), read)
 
 
-def of_llama(path: str, dtype: str) -> Write:
+def of_llama(path: str, option: str) -> Program:
     """llama.cpp's server, asked by as many threads as there are rows; its own clock tells reading from writing."""
-    del dtype
+    del option
     import xllamacpp
 
     servers = {}
 
-    def server(rows: int):
-        if rows not in servers:
+    def server(rows: int, prompt: int):
+        if (rows, prompt) not in servers:
             options = xllamacpp.CommonParams()
-            options.model.path, options.n_parallel, options.n_ctx = path, rows, 2 * (PROMPT + NEW) * rows
+            options.model.path, options.n_parallel, options.n_ctx = path, rows, 2 * (prompt + NEW) * rows
             options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 2
             options.n_gpu_layers, options.verbosity = 0, 0
-            servers[rows] = xllamacpp.Server(options)
-        return servers[rows]
+            servers[rows, prompt] = xllamacpp.Server(options)
+        return servers[rows, prompt]
 
-    def write(rows: int) -> float:
+    def longest(rows: int, prompt: int, what: str) -> float:
         found: dict[int, dict] = {}
 
         def ask(row: int) -> None:
-            request = {"prompt": list(range(100 + row, 100 + row + PROMPT)), "n_predict": NEW, "temperature": 0.0}
-            told = server(rows).handle_completions(request | {"ignore_eos": True, "cache_prompt": False})
+            request = {"prompt": list(range(100 + row, 100 + row + prompt)), "n_predict": NEW, "temperature": 0.0}
+            told = server(rows, prompt).handle_completions(request | {"ignore_eos": True, "cache_prompt": False})
             found[row] = (told if isinstance(told, dict) else json.loads(told))["timings"]
 
         threads = [threading.Thread(target=ask, args=(row,)) for row in range(rows)]
@@ -93,12 +123,15 @@ def of_llama(path: str, dtype: str) -> Write:
             thread.start()
         for thread in threads:
             thread.join()
-        return max(timings["predicted_ms"] for timings in found.values()) / 1e3
+        return max(timings[what] for timings in found.values()) / 1e3
 
-    return write
+    return Program(
+        lambda rows, prompt: longest(rows, prompt, "predicted_ms"),
+        lambda rows, length: longest(rows, length, "prompt_ms"),
+    )
 
 
-def of_bound(path: str, dtype: str) -> Write:
+def of_bound(path: str, option: str) -> Program:
     """Nothing but the products of a decoding step, each weight once, in one loop on the device."""
     import jax
     import jax.numpy as jnp
@@ -106,7 +139,7 @@ def of_bound(path: str, dtype: str) -> Write:
     from fastlm.exports import runtimes
     from fastlm.parallel import mesh
 
-    restored = runtimes.restore("jax", path, mesh.make(), dtype=dtype or "float32")
+    restored = runtimes.restore("jax", path, mesh.make(), dtype=option or "float32")
     weights = [leaf for leaf in jax.tree.leaves(restored.params) if leaf.ndim == 2]
 
     def products(weights, rows):
@@ -123,12 +156,13 @@ def of_bound(path: str, dtype: str) -> Write:
 
     run = jax.jit(products, static_argnums=1)
 
-    def write(rows: int) -> float:
+    def write(rows: int, prompt: int) -> float:
+        del prompt
         begun = time.perf_counter()
         run(weights, rows).block_until_ready()
         return time.perf_counter() - begun
 
-    return write
+    return Program(write)
 
 
 PROGRAMS = {
@@ -145,6 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", action="append", required=True, help="KIND:PATH, several with commas")
     parser.add_argument("--rows", default="1,8")
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--read", type=int, default=0, metavar="LENGTH", help="read rows of so many tokens")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--llama-python", default=sys.executable)
@@ -153,10 +189,11 @@ def main() -> None:
     names = [name for several in asked.programs for name in several.split(",")]
     if asked.worker:
         kind, _, path = names[0].partition(":")
-        kind, _, dtype = kind.partition("-")
-        write = PROGRAMS[kind](path, dtype)
-        workers.serve(lambda request: {"seconds": write(request["rows"])})
+        kind, _, option = kind.partition("-")
+        program = PROGRAMS[kind](path, option)
+        workers.serve(lambda request: {"seconds": getattr(program, request["what"])(*request["load"])})
         return
+    what, length, count = ("read", asked.read, asked.read) if asked.read else ("write", asked.prompt, NEW)
     python = {"huggingface": asked.torch_python, "llama": asked.llama_python}
     running = {
         name: workers.Worker(
@@ -169,11 +206,11 @@ def main() -> None:
             seconds: dict[str, list[float]] = {name: [] for name in names}
             for turn in range(asked.turns + 1):
                 for name, worker in running.items():
-                    found = worker.ask({"rows": rows})["seconds"]
+                    found = worker.ask({"what": what, "load": [rows, length]})["seconds"]
                     seconds[name] += [found] if turn else []  # the first compiles
-            print(f"\n| {rows} row{'s' * (rows > 1)} | tok/s | least - most | of the first |\n|---|---:|---:|---:|")
+            print(f"\n| {what}, {rows} x {length} | tok/s | least - most | of the first |\n|---|---:|---:|---:|")
             for name in names:
-                rates = [rows * NEW / value for value in seconds[name]]
+                rates = [rows * count / value for value in seconds[name]]
                 ratio = statistics.median(a / b for a, b in zip(seconds[names[0]], seconds[name]))
                 print(
                     f"| {name} | {statistics.median(rates):.0f} | {min(rates):.0f} - {max(rates):.0f} | {ratio:.2f}x |"
