@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
             "init_scale": 0.02,
             "residual_init": "scaled",
             "formats": (),
+            "fused": False,
         }
     )
 
@@ -89,6 +90,7 @@ def get_config() -> ConfigDict:
             "remat": "none",
             "attention_form": "auto",
             "loss_chunk": 1024,
+            "cache_dtype": "",
         }
     )
 

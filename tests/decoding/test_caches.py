@@ -62,7 +62,8 @@ def test_a_step_does_not_copy_the_cache(attention, rows):
 def test_rounding_stays_within_half_a_level(x):
     levels, scale = caches.rounded(jnp.array(x))
     assert levels.dtype == jnp.int8 and scale.shape == (2, 1)
-    assert (np.abs(levels * scale - x) <= np.asarray(scale) * 0.5001).all()
+    flushed = 1e-36  # a scale below this may have become 0
+    assert (np.abs(levels * scale - x) <= np.asarray(scale) * 0.5001 + flushed).all()
 
 
 def test_eight_bits_are_a_quarter_and_nearly_the_same():
