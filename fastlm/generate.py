@@ -207,6 +207,7 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     )
     if draft.tokenizer.to_json() != restored.tokenizer.to_json():
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
+    draft = draft.fused() if FUSED.value else draft
     return drafts.ModelDraft(draft.model), draft.params
 
 

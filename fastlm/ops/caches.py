@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.operators import operator
+from fastlm.parallel.platforms import target_platform
 from fastlm.parallel.rules import constrain
 
 IN_ORDER = {"mode": "drop", "indices_are_sorted": True, "unique_indices": True}
@@ -29,10 +30,10 @@ def written(
     """Returns slots with what is `new` at `offset[b] ... offset[b] + T - 1` of row b.
 
     The update of a single slice is repeated by XLA:CPU for everyone who reads the result, on copies of the whole;
-    that of several is done once, in place. So one row is written in halves here, and by head below.
+    that of several is done once, in place. So one row is written there in halves, and by head below.
     """
     new, width = new.astype(slots.dtype), math.prod(slots.shape[2:])
-    if slots.shape[0] == 1 and width % 2 == 0:
+    if _in_pieces(slots) and width % 2 == 0:
         halves = slots.reshape(*slots.shape[:2], 2, width // 2)
         places = (offset[0] + jnp.arange(new.shape[1]))[:, None], jnp.arange(2)
         return halves.at[0, *places].set(new.reshape(-1, *halves.shape[2:]), **IN_ORDER).reshape(slots.shape)
@@ -46,10 +47,14 @@ def written_by_head(
 ) -> Float[Array, "B K S ..."]:
     """Returns slots of each head with what is `new` at `offset[b] ... offset[b] + T - 1` of row b."""
     new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)
-    if slots.shape[0] == 1:
+    if _in_pieces(slots):
         places = jnp.arange(slots.shape[1])[:, None], offset[0] + jnp.arange(new.shape[2])
         return slots.at[0, *places].set(new[0], **IN_ORDER)
     return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))(slots, new, offset)
+
+
+def _in_pieces(slots: Array) -> bool:
+    return slots.shape[0] == 1 and target_platform() == "cpu"
 
 
 @flax.struct.dataclass
