@@ -252,6 +252,7 @@ def define_flags() -> None:
     flags.DEFINE_list("seeds", ["0"], "seeds of each")
     flags.DEFINE_string("size", "", "argument of the configs: nothing for small ones, or paper")
     flags.DEFINE_integer("at_once", 1, "trainings side by side, each on its share of the cores", lower_bound=1)
+    flags.DEFINE_bool("train", True, "make the runs that are missing; --notrain for speeds and the table alone")
     flags.DEFINE_bool("speeds", True, "take the time of steps at the end; --nospeeds on a machine that is not quiet")
 
 
@@ -291,7 +292,10 @@ def take_times(wanted: Sequence[Run], folder: Path) -> None:
         kinds = {run.kind: run for run in wanted if run.task == task}
         if kinds.keys() - known.get(task, {}).keys():
             print(f"{task}: taking the time of {len(kinds)} kinds", flush=True)
-            known[task] = known.get(task, {}) | step_times(list(kinds.values()))
+            taken = step_times(list(kinds.values()))
+            for kind, seconds in taken.items():
+                print(f"{task}, {kind}: {1e3 * seconds:.0f} ms/step", flush=True)
+            known[task] = known.get(task, {}) | taken
             workdir_files.write_whole(path, json.dumps(known, indent=1) + "\n")
 
 
@@ -311,7 +315,9 @@ def main() -> None:
     seeds = [runs.seed(text) for text in FLAGS.seeds]
     folder = Path(FLAGS.folder)
     wanted = plan(FLAGS.tasks, kinds, seeds, folder, FLAGS.size, command_line.overrides())
-    run_all(wanted, folder, FLAGS.at_once)
+    folder.mkdir(parents=True, exist_ok=True)
+    if FLAGS.train:
+        run_all(wanted, folder, FLAGS.at_once)
     if FLAGS.speeds:
         take_times(wanted, folder)
     print(write_table(wanted, finished(folder, wanted), folder))
