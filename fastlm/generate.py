@@ -117,11 +117,12 @@ def draw_elsewhere(
         if asked:
             raise UserError(f"--{name}: goes with --runtime jax")
     if len(prompts) == 1:
-        show(restored, writing, prompts[0], restored.model.generate(rows, **options))
+        show(restored, writing, prompts[0], sample.generate(restored.model, restored.params, rows, **options))
         return
     for begin in range(0, len(prompts), ROWS.value):
         several = slice(begin, begin + ROWS.value)
-        show_several(restored, writing, prompts[several], restored.model.generate(rows[several], **options))
+        chunks = sample.generate(restored.model, restored.params, rows[several], **options)
+        show_several(restored, writing, prompts[several], chunks)
 
 
 def draw_with_draft(
@@ -215,8 +216,6 @@ def search(
     restored: restore.Restored, writing: Writing, prompts: list[str], rows: list[Sequence[int]], max_tokens: int
 ) -> None:
     """Searches for the likeliest texts of each prompt."""
-    if RUNTIME.value != "jax":
-        raise UserError("--beams: goes with --runtime jax")
     for name, value in (("draft", DRAFT.value), ("log_probabilities", LOG_PROBABILITIES.value)):
         if value:
             raise UserError(f"--{name}: a search with --beams takes none; leave one of the two out")

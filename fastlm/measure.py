@@ -49,6 +49,7 @@ CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", None, ["int8"], "type of kept key
 TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
+FUSED = flags.DEFINE_bool("fused", True, "products of the same input as one, as fastlm.generate has them")
 WORKER = flags.DEFINE_bool("worker", False, "internal: answer requests on the standard input")
 
 LENGTH = 256
@@ -67,6 +68,8 @@ class Subject:
             else {}
         )
         self._restored = exported.restore(runtime, workdir, self._mesh, **options)
+        if runtime == "jax" and FUSED.value:
+            self._restored = self._restored.fused()
         self._stored = functools.partial(exported.sizes, runtime, workdir, self._restored, bool(AVERAGE.value))
         model = self._restored.model
         start = None
@@ -185,7 +188,7 @@ def scores(name: str, worker: workers.Worker) -> dict[str, float]:
 def worker_arguments(one: Chosen) -> list[str]:
     """Returns what a worker's Python is started with."""
     own = [f"--runtime={one.runtime}", f"--workdir={one.workdir}", f"--step={one.step}"]
-    passed = ("source", "split", "score_batches", "average", "dtype", "cache_dtype", "tensor")
+    passed = ("source", "split", "score_batches", "average", "dtype", "cache_dtype", "tensor", "fused")
     return ["-m", "fastlm.measure", "--worker", *own, *(word for name in passed for word in serialized(name))]
 
 

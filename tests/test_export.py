@@ -57,7 +57,9 @@ def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path)
     assert found.status == 0, found.err
     metrics = lambda outcome: json.loads(outcome.out.splitlines()[-1])["metrics"]
     assert metrics(found) == pytest.approx(metrics(wanted), rel=1e-4)
-    refuses("--beams: goes with --runtime jax", "generate", *elsewhere, *ask, "--beams", "2")
+    search = [*ask, "--beams", "3", "--n_best", "2"]
+    wanted, found = call("generate", "--workdir", workdir, *search), call("generate", *elsewhere, *search)
+    assert found.status == 0 and found.out == wanted.out and len(found.out.splitlines()) == 2
     refuses("--draft: goes with --runtime jax", "generate", *elsewhere, *ask, "--draft", "lookup")
     refuses("--dtype: was chosen when the model was exported", "evaluate", *elsewhere, "--dtype", "bfloat16")
 

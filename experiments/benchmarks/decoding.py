@@ -7,7 +7,8 @@
 Programs: `jax` (a workdir, float32; `jax-bfloat16` and `jax-float16` compute in these, `jax-fused` has fused products,
 `jax-int8` keeps its cache in eight bits), `onnx` (what fastlm.export wrote), `huggingface` (transformers on a folder;
 `huggingface-bfloat16`), `llama` (llama.cpp, by the package xllamacpp, on a .gguf file), `bound`: nothing but XLA's
-products in float32 of all weights with as many rows. Each lives in a process of its own. A turn is a prompt (--prompt)
+products in float32 of all weights with as many rows, and `bound-onnx`: nothing but the products with weights of what
+fastlm.export wrote, in ONNX Runtime. Each lives in a process of its own. A turn is a prompt (--prompt)
 read and 128 tokens written by each program in turn, of which only writing counts; with `--read LENGTH`, rows of so many
 tokens read, up to the logits of the next one, or by an encoder to its last hidden states. Medians over turns, ratios to
 the first program. Five minutes with six programs on 2 quiet cores.
@@ -132,7 +133,9 @@ def of_llama(path: str, option: str) -> Program:
 
 
 def of_bound(path: str, option: str) -> Program:
-    """Nothing but the products of a decoding step, each weight once, in one loop on the device."""
+    """Nothing but the products of a decoding step, each weight once, in one loop on the device; or in ONNX Runtime."""
+    if option == "onnx":
+        return _products_of_onnx(path)
     import jax
     import jax.numpy as jnp
 
@@ -160,6 +163,64 @@ def of_bound(path: str, option: str) -> Program:
         del prompt
         begun = time.perf_counter()
         run(weights, rows).block_until_ready()
+        return time.perf_counter() - begun
+
+    return Program(write)
+
+
+def _products_of_onnx(path: str) -> Program:
+    """The nodes of a step that multiply by weights, each with numbers of its own instead of the node before it."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    from fastlm.exports.onnx_session import Programs
+
+    programs = Programs(path)
+    file = programs.signature["decode" if programs.has("decode") else "prefill"]["file"]
+    model = onnx.load(Path(path) / file, load_external_data=False)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes, widths = [], set()
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            width = next(onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == "K")
+        elif node.op_type == "MatMul" and node.input[1] in weights:
+            width = weights[node.input[1]].dims[0]
+        else:
+            continue
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        nodes[-1].input[0], nodes[-1].output[0] = f"x{width}", f"y{len(nodes)}"
+        widths.add(width)
+    if not nodes:
+        sys.exit(f"{path}: has no products of one node (MatMul, MatMulNBits) to time alone")
+    used = {name for node in nodes for name in node.input}
+    value = lambda name, *shape: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "products",
+        [value(f"x{width}", "rows", width) for width in sorted(widths)],
+        [value(node.output[0], "rows", None) for node in nodes],
+        [tensor for name, tensor in weights.items() if name in used],
+    )
+    options = {"opset_imports": model.opset_import, "ir_version": model.ir_version}
+    with tempfile.NamedTemporaryFile(dir=path, suffix=".onnx") as alone:  # beside the weights that it names
+        onnx.save(onnx.helper.make_model(graph, **options), alone.name)
+        session = onnxruntime.InferenceSession(alone.name)
+    random = np.random.default_rng(0)
+
+    def write(rows: int, prompt: int) -> float:
+        del prompt
+        binding = session.io_binding()
+        for width in widths:
+            binding.bind_cpu_input(f"x{width}", random.normal(size=(rows, width)).astype(np.float32))
+        for node in nodes:
+            binding.bind_output(node.output[0])
+        begun = time.perf_counter()
+        for _ in range(NEW):
+            session.run_with_iobinding(binding)
         return time.perf_counter() - begun
 
     return Program(write)

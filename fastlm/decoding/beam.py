@@ -82,21 +82,31 @@ def search(
     _check(beams, n_best, length_penalty, stop_when)
     batch = inputs.make(model.cfg, rows, start, max_tokens)
     allowed = token_rules.make(model.cfg.vocab_size, max_tokens, end=end, **rules)
+    form = list(STOPPING).index(stop_when)
+    settings = Settings(allowed, np.int32(max_tokens), np.float32(length_penalty), np.int32(form))
+    best = _read(run(model, params, batch, beams, settings), n_best, end)
+    if not all(best):
+        raise UserError("the model's scores are no numbers; its weights are broken, or too large for this compute type")
+    return best
+
+
+@functools.singledispatch
+def run(model: Model, params: Any, batch: Inputs, beams: int, settings: Settings) -> Hypotheses:
+    """Returns where the search ends. What runs models otherwise registers how it does this.
+
+    Raises:
+      UserError: what runs the model cannot keep its beams apart.
+    """
     check_kinds(model.cfg)
     if model.compute.cache_dtype:
         raise UserError(f"cache_dtype: a search keeps caches whole, not in {model.compute.cache_dtype}; leave it out")
-    form = list(STOPPING).index(stop_when)
-    settings = Settings(allowed, np.int32(max_tokens), np.float32(length_penalty), np.int32(form))
-    steps = min(inputs.bucket(max_tokens), FIRST_STEPS)
+    steps = min(inputs.bucket(int(settings.limit)), FIRST_STEPS)
     found, grown, done = _begin(model, params, beams, steps, batch, settings)
     while not bool(done):
         if int(found.written) == steps:
             steps *= 2
         found, grown, done = _go_on(model, params, steps, found, grown, settings)
-    best = _read(found, n_best, end)
-    if not all(best):
-        raise UserError("the model's scores are no numbers; its weights are broken, or too large for this compute type")
-    return best
+    return found
 
 
 def check_kinds(cfg: ModelConfig) -> None:

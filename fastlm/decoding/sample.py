@@ -138,10 +138,7 @@ def generate(
     """
     batch = inputs.make(model.cfg, rows, start, max_tokens)
     allowed = token_rules.make(model.cfg.vocab_size, max_tokens, **rules)
-    longest = int(batch.lengths.max())
-    slots = inputs.bucket(max(batch.prompts.shape[1], longest + -(-max_tokens // chunk) * chunk))
-    keys = row_keys(seed, range(len(rows)))
-    return _continue(model, params, batch, slots, keys, max_tokens, how, allowed, chunk)
+    return run(model, params, batch, row_keys(seed, range(len(rows))), max_tokens, how, allowed, chunk)
 
 
 def row_keys(seed: int, rows: Sequence[int]) -> Array:
@@ -150,7 +147,20 @@ def row_keys(seed: int, rows: Sequence[int]) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.asarray(rows, jnp.uint32))
 
 
-def _continue(model, params, batch, slots, keys, max_tokens, how, rules, chunk) -> Iterator[np.ndarray]:
+@functools.singledispatch
+def run(
+    model: Model,
+    params: Any,
+    batch: inputs.Inputs,
+    keys: Array,
+    max_tokens: int,
+    how: Sampling,
+    rules: Rules,
+    chunk: int,
+) -> Iterator[np.ndarray]:
+    """Yields what `generate` returns. What runs models otherwise registers how it does this."""
+    longest = int(batch.lengths.max())
+    slots = inputs.bucket(max(batch.prompts.shape[1], longest + -(-max_tokens // chunk) * chunk))
     cache, logits = prefill(model, params, slots, batch)
     for begin in range(0, max_tokens, chunk):
         written = np.full(len(batch.lengths), begin, np.int32)

@@ -3,8 +3,8 @@
 Notable: `features` calls the runtime from inside jit, and gives what the graph gave: `head` and `pool` have nothing
 left to do. Rows of several documents, which the graph of a decoder does not tell apart, are cut into these. Drawing is
 `decoding.sample`'s, with its keys and rules, so that the same logits make the same text. Writing is a loop on the host
-around the runtime's own cache.
-Left out: beams, drafts and captures, which need the inside of a model.
+around the runtime's own cache; a search moves rows of it between steps.
+Left out: drafts and captures, which need the inside of a model.
 
 Dims: B batch, T time, S source time, V vocab.
 """
@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Int
 
 from fastlm import configuration
 from fastlm.data import tokenizers
-from fastlm.decoding import inputs, sample
-from fastlm.decoding import rules as token_rules
+from fastlm.decoding import beam, hypotheses, inputs, sample
+from fastlm.decoding.hypotheses import Hypotheses, Settings
 from fastlm.decoding.rules import Rules
 from fastlm.errors import UserError
 from fastlm.exports.onnx_session import Decoding, Programs
@@ -122,28 +122,14 @@ class OnnxModel(Model):
         classifies = self.cfg.family == "encoder" and self.cfg.head == "sequence"
         return hidden if classifies else super().pool(hidden, segment_ids)
 
-    def generate(
-        self,
-        rows: inputs.Rows,
-        *,
-        max_tokens: int,
-        how: sample.Sampling = sample.Sampling(),
-        seed: int = 0,
-        start: int | None = None,
-        **rules: Any,
-    ) -> Iterator[np.ndarray]:
-        """Returns an iterator of new tokens [B, 1], as `sample.generate` draws them.
+    def begin(self, batch: inputs.Inputs, max_tokens: int) -> tuple[Decoding, Float[np.ndarray, "B V"]]:
+        """Reads prompts; returns what goes on from them, with room for so many tokens more, and logits behind each.
 
         Raises:
-          UserError: inputs or rules that cannot be, or a model exported without what writing takes; at the call.
+          UserError: a model exported without what writing takes, or for other lengths.
         """
-        batch = inputs.make(self.cfg, rows, start, max_tokens)
-        allowed = token_rules.make(self.cfg.vocab_size, max_tokens, **rules)
         if not self.programs.has("prefill"):
             raise UserError(f"{self.programs.folder}: exported without the programs that write; this kind has none")
-        return self._write(batch, max_tokens, how, allowed, sample.row_keys(seed, range(len(rows))))
-
-    def _write(self, batch: inputs.Inputs, max_tokens, how, rules, keys) -> Iterator[np.ndarray]:
         prompts, lengths = np.asarray(batch.prompts), np.asarray(batch.lengths)
         fixed = self.programs.signature["prefill"]["inputs"]["tokens"]["shape"][1]
         if isinstance(fixed, int):
@@ -152,16 +138,53 @@ class OnnxModel(Model):
             prompts = np.pad(prompts, ((0, 0), (0, max(fixed - prompts.shape[1], 0))))[:, :fixed]
         source = {} if batch.sources is None else {"source": batch.sources, "source_segments": batch.segments}
         rows = Decoding(self.programs, inputs.bucket(max(prompts.shape[1], int(lengths.max()) + max_tokens)))
-        logits = rows.begin(prompts, lengths, source)
-        likeliest = _Likeliest(rules)
-        for count in range(max_tokens):
-            if how.temperature == 0:
-                token = likeliest(logits, count)
-            else:
-                token = np.asarray(_drawn(how, rules, logits, keys, lengths + count, np.int32(count)))
-            yield token[:, None]
-            if count + 1 < max_tokens:
-                logits = rows.step(token)
+        return rows, rows.begin(prompts, lengths, source)
+
+
+@sample.run.register
+def _write(
+    model: OnnxModel,
+    params: Any,
+    batch: inputs.Inputs,
+    keys: Array,
+    max_tokens: int,
+    how: sample.Sampling,
+    rules: Rules,
+    chunk: int,
+) -> Iterator[np.ndarray]:
+    """Yields new tokens [B, 1]."""
+    del params, chunk
+    rows, logits = model.begin(batch, max_tokens)
+    lengths, likeliest = np.asarray(batch.lengths), _Likeliest(rules)
+    for count in range(max_tokens):
+        if how.temperature == 0:
+            token = likeliest(logits, count)
+        else:
+            token = np.asarray(_drawn(how, rules, logits, keys, lengths + count, np.int32(count)))
+        yield token[:, None]
+        if count + 1 < max_tokens:
+            logits = rows.step(token)
+
+
+@beam.run.register
+def _search(model: OnnxModel, params: Any, batch: inputs.Inputs, beams: int, settings: Settings) -> Hypotheses:
+    """Searches with each beam as a row; rows whose beam goes on as another's take its cache."""
+    del params
+    limit, count = int(settings.limit), len(batch.lengths)
+    rows, logits = model.begin(batch, limit)
+    found, parents = _advanced(hypotheses.empty(count, beams, inputs.bucket(limit)), logits[:, None], settings)
+    rows.follow(np.repeat(np.arange(count), beams))
+    first = beams * np.arange(count)[:, None]
+    while not found.done.all():
+        before = (first + np.asarray(parents)).ravel() if int(found.written) > 1 else np.arange(count * beams)
+        if (before != np.arange(count * beams)).any():
+            rows.follow(before)
+        logits = rows.step(np.asarray(found.tokens)[:, :, int(found.written) - 1].ravel())
+        found, parents = _advanced(found, logits.reshape(count, beams, -1), settings)
+    return found
+
+
+_advanced = jax.jit(hypotheses.advance)
 
 
 def by_document(
@@ -233,7 +256,7 @@ class Timed:
         """See `Runtime`."""
         tokens = runtimes.draw_rows(self._model.cfg, rows, length)
         if self.writes():
-            written = self._model.generate(list(tokens), max_tokens=1, how=GREEDY, start=self._start)
+            written = sample.generate(self._model, {}, list(tokens), max_tokens=1, how=GREEDY, start=self._start)
             begun = time.perf_counter()
             next(written)
         else:
@@ -244,7 +267,8 @@ class Timed:
     def write(self, rows: int, length: int, count: int) -> list[float]:
         """See `Runtime`; the prompts and the first piece are not counted."""
         tokens = list(runtimes.draw_rows(self._model.cfg, rows, length))
-        written = self._model.generate(tokens, max_tokens=count + runtimes.PIECE, how=GREEDY, start=self._start)
+        longest = count + runtimes.PIECE
+        written = sample.generate(self._model, {}, tokens, max_tokens=longest, how=GREEDY, start=self._start)
         seconds, last = [], None
         for number, _ in enumerate(written, 1):
             if number % runtimes.PIECE == 0:

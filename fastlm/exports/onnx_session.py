@@ -89,7 +89,7 @@ class Decoding:
         """Begins with room for so many tokens of each row."""
         self._programs, self._slots = programs, slots
         self._cache: dict[str, Any] = {}
-        self._zeros: list[np.ndarray] = []  # where caches lie: the runtime's values do not keep it alive
+        self._arrays: list[np.ndarray] = []  # where caches lie: the runtime's values do not keep it alive
 
     def begin(self, prompts: np.ndarray, lengths: np.ndarray, source: Mapping[str, np.ndarray]) -> np.ndarray:
         """Reads prompts [B, T] of `lengths` tokens (and sources [B, S]); returns logits [B, V] behind each."""
@@ -100,9 +100,16 @@ class Decoding:
         for name, value in told.items():
             if name.startswith("cache/"):
                 shape = [sizes[size] if isinstance(size, str) else size for size in value["shape"]]
-                self._zeros.append(np.zeros(shape, value["dtype"]))
-                self._cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._zeros[-1])
+                self._arrays.append(np.zeros(shape, value["dtype"]))
+                self._cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._arrays[-1])
         return self._run("prefill", {"tokens": prompts, "lengths": lengths, **source})
+
+    def follow(self, rows: np.ndarray) -> None:
+        """Makes the cache that of these of its rows, in this order; a row may go on as several."""
+        import onnxruntime
+
+        self._arrays = [np.ascontiguousarray(value.numpy()[rows]) for value in self._cache.values()]
+        self._cache = dict(zip(self._cache, map(onnxruntime.OrtValue.ortvalue_from_numpy, self._arrays), strict=True))
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Reads one token [B] more of each row; returns logits [B, V]."""

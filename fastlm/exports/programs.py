@@ -24,7 +24,7 @@ from fastlm.models import attention as attention_kinds
 from fastlm.ops import paths
 from fastlm.ops.caches import Cache, Memory
 
-SLOTS, SOURCE = 1009, 523  # sizes, twice and four times, that no width of a model is
+SLOTS, SOURCE = 1_000_003, 523  # sizes, twice and four times, that no width or window of a model is
 GROUPED = "a kind of attention of this model keeps tokens in groups, a cache that cannot be exported yet"
 
 

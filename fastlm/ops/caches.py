@@ -151,8 +151,87 @@ class SlotCache:
 
 
 @flax.struct.dataclass
+class RingCache:
+    """The R latest tokens of one layer, number n of a row in slot n mod R: a step writes one slot and moves none.
+
+    Attributes:
+      kept: their keys and values.
+      valid: whether a slot holds a token, and of the document that goes on.
+      next: slot of the next token.
+    """
+
+    kept: KVCache | RoundedCache
+    valid: Bool[Array, "B R"]
+    next: Int[Array, "B"]
+
+    @classmethod
+    def empty(cls, batch: int, tokens: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> "RingCache":
+        """Returns a cache of the latest `tokens`, of no more slots than a row will have; 0 if that is not known."""
+        size = min(tokens, slots) if slots else tokens
+        kept = keys_and_values(batch, size, kv_heads, head_dim, dtype)
+        return cls(kept, jnp.zeros((batch, size), bool), jnp.zeros((batch,), jnp.int32))
+
+    def append(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], mask: MaskSpec) -> "Recent":
+        """Adds T tokens behind those that are here.
+
+        Returns:
+          the keys and values that these tokens may see, and the cache behind the last real one. What was here belongs
+          to the document of the row's first token.
+        """
+        own = jnp.ones(k.shape[:2], jnp.int32) if mask.key_segments is None else mask.key_segments
+        return self._add_one(k, v, own, mask) if k.shape[1] == 1 else self._add_several(k, v, own, mask)
+
+    def _add_one(self, k: Array, v: Array, own: Array, mask: MaskSpec) -> "Recent":
+        size, here = self.valid.shape[1], self.next[:, None]
+        slots, real = jnp.arange(size), mask.real(1)
+        kept, valid, after = self.kept.write(k, v, self.next), self.valid | (slots == here), (self.next + 1) % size
+        segments, times = jnp.where(valid, own, 0), -((here - slots) % size)
+        cache = RingCache(kept, valid, after)
+        if real is not None:  # a row whose token is none stays as it was
+            chosen = lambda new, old: jnp.where(real.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+            cache = jax.tree.map(chosen, cache, self)
+        return Recent(kept.k, kept.v, own, segments, times, cache)
+
+    def _add_several(self, k: Array, v: Array, own: Array, mask: MaskSpec) -> "Recent":
+        (rows, count), size = k.shape[:2], self.valid.shape[1]
+        in_order = (self.next[:, None] + jnp.arange(size)) % size
+        latest = jax.vmap(lambda x, at: jnp.take(x, at, axis=0))
+        behind = lambda old, new: jnp.concatenate([latest(old, in_order).astype(new.dtype), new], axis=1)
+        keys, values = behind(self.kept.k, k), behind(self.kept.v, v)
+        segments = behind(jnp.where(self.valid, own[:, :1], 0), own)
+        real = jnp.max(jnp.where(own != 0, jnp.arange(1, count + 1), 0), axis=1)
+        real = real if mask.lengths is None else jnp.minimum(real, mask.lengths)
+        slots = real[:, None] + jnp.arange(size)
+        remaining = jnp.take_along_axis(segments, slots, axis=1)
+        last = jnp.take_along_axis(segments, (real + size - 1)[:, None], axis=1)
+        zero = jnp.zeros((rows,), jnp.int32)
+        kept = self.kept.write(latest(keys, slots), latest(values, slots), zero)
+        cache = RingCache(kept, (remaining == last) & (remaining != 0), zero)
+        return Recent(keys, values, own, segments, jnp.arange(-size, count)[None], cache)
+
+
+@flax.struct.dataclass
+class Recent:
+    """What tokens that go into a `RingCache` may see, themselves among it.
+
+    Attributes:
+      own: document of each of the T tokens, 0 for padding.
+      segments, times: of each of the S keys its document, 0 where there is none, and its time: that of the first of the
+        T tokens is 0. Several tokens find their keys in order of time.
+      cache: what is kept.
+    """
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    own: Int[Array, "B T"]
+    segments: Int[Array, "B S"]
+    times: Int[Array, "b S"]
+    cache: RingCache
+
+
+@flax.struct.dataclass
 class WindowCache:
-    """The last W tokens of one layer in order of time, the latest last.
+    """The last W tokens of one layer in order of time, the latest last, which every step moves: for few of them.
 
     Attributes:
       tokens: whatever the kind keeps of a token: a tree of arrays [B, W, ...].

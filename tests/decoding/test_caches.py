@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
@@ -16,6 +16,7 @@ from fastlm.decoding import rules as token_rules
 from fastlm.errors import UserError
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.ops import caches
+from fastlm.ops.masks import MaskSpec
 
 CFG = ModelConfig(vocab_size=24, max_length=128, layers=2, width=32, heads=4, kv_heads=2, init_scale=0.3)
 GREEDY = sample.Sampling(temperature=0.0)
@@ -46,7 +47,7 @@ def test_writing_equals_a_loop(write, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("attention", ["full", "latent", "dilated"])
+@pytest.mark.parametrize("attention", ["full", "latent", "dilated", "local(window=64)", "chunk(size=32)"])
 def test_a_step_does_not_copy_the_cache(attention, rows):
     model, params = made(attention=attention)
     cache, keys = model.empty_cache(rows, SLOTS), sample.row_keys(0, range(rows))
@@ -79,8 +80,9 @@ def test_eight_bits_are_a_quarter_and_nearly_the_same():
     assert 0 < difference < 0.02
 
 
-def test_every_way_to_write_takes_eight_bits():
-    model, params = made("int8")
+@pytest.mark.parametrize("attention", ["full", "local(window=4)", "chunk(size=3)"])
+def test_every_way_to_write_takes_eight_bits(attention):
+    model, params = made("int8", attention=attention)
     texts = list(np.concatenate(list(sample.generate(model, params, ROWS, max_tokens=6, how=GREEDY)), axis=1))
     served = batching.serve(model, params, ROWS, max_tokens=6, rows=2, how=GREEDY)
     drafted = speculative.generate(model, params, drafts.LookupDraft(), None, ROWS, max_tokens=6, how=GREEDY)
@@ -102,6 +104,39 @@ def test_translators_and_mixed_kinds_keep_what_they_can():
     mixed, params = made("int8", attention=("full", "linear"))
     kept = mixed.empty_cache(1, 4).layers
     assert isinstance(kept["0"], caches.RoundedCache) and not isinstance(kept["1"], caches.RoundedCache)
+
+
+def test_a_window_keeps_no_more_than_rows_will_have():
+    kept = lambda slots: jax.tree.leaves(made(attention="local(window=16)")[0].empty_cache(2, slots).layers)[0].shape
+    assert kept(8) == (2, 2, 8, 8) and kept(64) == (2, 2, 16, 8)
+    model, params = made(attention="local(window=100)")
+    tokens = jnp.arange(24).reshape(2, 12) % 24
+    whole, _ = model.features(params, tokens)
+    cache = model.empty_cache(2, 12)
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 12)):
+        hidden, aux = model.features(params, tokens[:, start:stop], cache=cache)
+        cache = aux["cache"]
+    np.testing.assert_allclose(hidden[:, -1], whole[:, -1], atol=1e-5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 7), st.lists(st.integers(0, 7), min_size=2, max_size=2)), max_size=5))
+@settings(max_examples=40)
+def test_a_ring_holds_the_latest_tokens(pieces):
+    """Rows of their own lengths, in pieces of any size: beside a list that forgets."""
+    size, number = 4, 0
+    ring, rows = caches.RingCache.empty(2, size, 0, 1, 2, jnp.float32), [[], []]
+    for count, lengths in pieces:
+        new = np.arange(number, number + 2 * count, dtype=np.float32).reshape(2, count, 1, 1) + [[[[0, 0.5]]]]
+        number += 2 * count
+        real = np.minimum(lengths, count)
+        ring = ring.append(jnp.array(new), -jnp.array(new), MaskSpec(lengths=jnp.array(real))).cache
+        for row, more, length in zip(rows, new, real):
+            row += more[:length, 0, 0].tolist()
+    for at, row in enumerate(rows):
+        order = (int(ring.next[at]) + np.arange(size)) % size
+        held = [float(ring.kept.keys[at, 0, slot, 0]) for slot in order if ring.valid[at, slot]]
+        assert held == row[-size:]
+        assert (ring.kept.values[at] == -ring.kept.keys[at]).all()
 
 
 def test_what_cannot_be_is_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fastlm.decoding import sample
+from fastlm.decoding import beam, sample
 from fastlm.errors import UserError
 from fastlm.exports import onnx as onnx_format
 from fastlm.exports import onnx_products
@@ -111,8 +111,35 @@ def test_the_runtime_writes_what_the_model_writes(name, exported):
     for how in (GREEDY, sample.Sampling(temperature=0.7, top_p=0.9)):
         options = {"max_tokens": 5, "how": how, "seed": 3, **start, "forbidden": (7,)}
         wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
-        found = np.concatenate(list(runtime.generate(rows, **options)), axis=1)
+        found = np.concatenate(list(sample.generate(runtime, {}, rows, **options)), axis=1)
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "alibi", "translator"])
+def test_a_search_in_the_runtime_finds_what_the_model_s_own_finds(name, exported):
+    model, params, programs = exported(name)
+    runtime = OnnxModel(model.cfg, model.compute, programs)
+    start = {"start": 1} if model.cfg.encoder_layers else {}
+    options = {"max_tokens": 5, "beams": 3, "n_best": 2, "end": 4, "length_penalty": 0.6, "forbidden": (7,), **start}
+    rows = [[5, 6, 7], [3, 9, 4, 8, 2]]
+    wanted, found = beam.search(model, params, rows, **options), beam.search(runtime, {}, rows, **options)
+    for ours, theirs in zip(wanted, found, strict=True):
+        assert [(one.tokens, one.ended) for one in theirs] == [(one.tokens, one.ended) for one in ours]
+        assert [one.score for one in theirs] == pytest.approx([one.score for one in ours], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["windows", "states"])
+def test_a_search_in_the_runtime_takes_kinds_that_our_own_refuses(name, exported):
+    """With as many beams as there are continuations nothing is lost: the best of all pairs of tokens is found."""
+    model, params, programs = exported(name)
+    runtime, row = OnnxModel(model.cfg, model.compute, programs), [5, 6, 7]
+    ((best,),) = beam.search(runtime, {}, [row], max_tokens=2, beams=24)
+    both = np.array([[*row, token] for token in range(24)])
+    hidden, _ = model.features(params, both)
+    chances = np.asarray(jax.nn.log_softmax(model.head(params, hidden)))
+    pairs = chances[0, 2][:, None] + chances[:, 3]
+    assert best.tokens == np.unravel_index(pairs.argmax(), pairs.shape)
+    assert best.score == pytest.approx(pairs.max() / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("rules", [{"end": 5, "min_tokens": 4}, {"forced_first": 7, "forbidden": (7, 9, 3)}], ids=str)
@@ -121,7 +148,9 @@ def test_the_likeliest_token_obeys_the_rules(rules, exported):
     runtime, options = OnnxModel(model.cfg, model.compute, programs), {"max_tokens": 6, "how": GREEDY, **rules}
     for rows in ([[5, 6, 7]], [[3], [8, 8]], [[11], [2], [14]]):
         wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
-        np.testing.assert_array_equal(np.concatenate(list(runtime.generate(rows, **options)), axis=1), wanted)
+        np.testing.assert_array_equal(
+            np.concatenate(list(sample.generate(runtime, {}, rows, **options)), axis=1), wanted
+        )
 
 
 def test_one_graph_reads_prompts_and_single_tokens_where_caches_are_by_slot(exported):
@@ -213,8 +242,8 @@ def test_prompts_that_do_not_fit_are_refused(exported):
     model, _, programs = exported("states")
     runtime = OnnxModel(model.cfg, model.compute, programs)
     with pytest.raises(UserError, match="exported for 8"):
-        next(runtime.generate([[1] * 9], max_tokens=2))
+        next(sample.generate(runtime, {}, [[1] * 9], max_tokens=2))
     with pytest.raises(UserError, match="context"):
-        runtime.generate([[1] * 9], max_tokens=60)
+        sample.generate(runtime, {}, [[1] * 9], max_tokens=60)
     with pytest.raises(UserError, match="no tokens"):
-        runtime.generate([[]], max_tokens=2)
+        sample.generate(runtime, {}, [[]], max_tokens=2)

@@ -100,6 +100,7 @@ KINDS: dict[str, Kind] = {
         packed=True,
         decode=True,
         carry=True,
+        rounds=True,
         softmax=True,
     ),
     "chunk": Kind(
@@ -110,6 +111,7 @@ KINDS: dict[str, Kind] = {
         packed=True,
         decode=True,
         carry=True,
+        rounds=True,
         softmax=True,
     ),
     "dilated": Kind(

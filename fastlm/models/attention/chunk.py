@@ -4,7 +4,7 @@ A decoder's token sees its chunk up to itself; an encoder's sees all of it, and 
 are aligned to the slots of a row and not to the positions in a document: in a packed row a document may begin in the
 middle of a chunk, and then sees less of itself than it would alone.
 
-Cost: time and memory O(T (1 + back) size). Decoding keeps the (1 + back) size - 1 latest keys and values, whatever T
+Cost: time and memory O(T (1 + back) size). Decoding keeps the (1 + back) size latest keys and values, whatever T
 is, and where in its chunk the next token falls; a row that goes on with a document goes on with its chunks.
 Papers: the local ("block") attention of Image Transformer arXiv 1802.05751, the chunks of Reformer 2001.04451, the
 blocks of Long Range Arena's local attention 2011.04006.
@@ -25,8 +25,9 @@ from jaxtyping import Array, Float, Int
 from fastlm.errors import UserError
 from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
+from fastlm.ops import attention
 from fastlm.ops.blocks import attend_blocks, blocked, spans, unblocked, weights_by_pair
-from fastlm.ops.caches import WindowCache
+from fastlm.ops.caches import RingCache
 from fastlm.ops.masks import MaskSpec
 
 
@@ -52,11 +53,11 @@ class ChunkCache:
     """What a layer remembers.
 
     Attributes:
-      window: the latest tokens, as many as the last token of a chunk sees before itself.
+      window: the latest tokens, as many as the last token of a chunk sees, itself among them.
       place: slot of the next token in its chunk.
     """
 
-    window: WindowCache
+    window: RingCache
     place: Int[Array, "B"]
 
 
@@ -71,9 +72,9 @@ class ChunkAttention(Attention):
 
     @staticmethod
     def empty_cache(cfg: LayerConfig, options: ChunkOptions, batch: int, slots: int, dtype: Any) -> ChunkCache:
-        """Returns room for the keys and values of the chunks that a token sees, less the token."""
-        width = (1 + options.back) * options.size - 1
-        window = WindowCache.empty(batch, width, [(cfg.kv_heads, cfg.head_dim)] * 2, dtype)
+        """Returns room for the keys and values of the chunks that a token sees."""
+        tokens = (1 + options.back) * options.size
+        window = RingCache.empty(batch, tokens, slots, cfg.kv_heads, cfg.head_dim, dtype)
         return ChunkCache(window, jnp.zeros((batch,), jnp.int32))
 
     @nn.compact
@@ -90,24 +91,30 @@ class ChunkAttention(Attention):
     ) -> tuple[Float[Array, "B T D"], ChunkCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        past, place = 0, jnp.zeros((1,), jnp.int32)
+        place = jnp.zeros((1,), jnp.int32)
         q, k, v = self.queries_keys_values(x, context, positions)
-        segments = mask.key_segments
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
+        own = segments = mask.key_segments
+        times = jnp.arange(q.shape[1])[None]
         if cache is not None:
+            recent = cache.window.append(k, v, mask)
+            k, v, own, segments, times = recent.k, recent.v, recent.own, recent.segments, recent.times
             place = cache.place
-            (k, v), segments, window = cache.window.append((k, v), mask)
-            past = k.shape[1] - q.shape[1]
-            cache = ChunkCache(window, (place + _written(mask, *x.shape[:2])) % self.options.size)
+            cache = ChunkCache(recent.cache, (place + _written(mask, *x.shape[:2])) % self.options.size)
         shape = {"size": self.options.size, "back": self.options.back, "causal": mask.causal}
         options = self.scoring
-        y = attend_chunks(q, k, v, segments, place, **shape, **options)
+        asking, keys = place[:, None] + jnp.arange(q.shape[1]), place[:, None] + times
+        near = lambda: _sees(asking[..., None], keys[:, None], **shape)
+        if cache is not None and q.shape[1] == 1:  # keys lie in the order of their slots
+            visible = MaskSpec(False, own, jnp.where(near()[:, 0], segments, 0))
+            y = attention.dot_product_attention(q, k, v, visible, **options)
+        else:
+            y = attend_chunks(q, k, v, segments, place, **shape, **options)
         if "attention" in self.capture:
-            slots = place[:, None] + jnp.arange(-past, q.shape[1])
-            near = _sees(slots[:, past:, None], slots[:, None], **shape)
+            visible = near()
             if segments is not None:
-                near &= (segments[:, past:, None] == segments[:, None]) & (segments[:, None] != 0)
-            aux["attention"] = weights_by_pair(q, k, near, **options)
+                visible &= (own[..., None] == segments[:, None]) & (segments[:, None] != 0)
+            aux["attention"] = weights_by_pair(q, k, visible, **options)
         return self.output(y), cache, aux
 
 

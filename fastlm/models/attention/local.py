@@ -1,7 +1,7 @@
 """Sliding-window softmax attention: a token sees the `window` latest, itself among them; an encoder's as many ahead.
 
 Cost: time and memory O(T (window + block)): queries are taken in blocks, each with the blocks of keys that its window
-touches, so nothing of size T x T exists. Decoding keeps the last window - 1 keys and values, whatever T is.
+touches, so nothing of size T x T exists. Decoding keeps the keys and values of a window, whatever T is.
 Papers: Longformer arXiv 2004.05150, Mistral 2310.06825; as "local attention" in Long Range Arena 2011.04006.
 On a TPU the splash kernel that ships with jax runs it, where its blocks fit.
 Left out: windows that differ by head (Longformer's dilated heads; see the kind "dilated").
@@ -21,7 +21,7 @@ from fastlm.models.attention.projections import Attention
 from fastlm.models.config import LayerConfig
 from fastlm.ops import attention
 from fastlm.ops.blocks import attend_blocks, blocked, spans, unblocked, weights_by_pair
-from fastlm.ops.caches import WindowCache
+from fastlm.ops.caches import RingCache
 from fastlm.ops.masks import MaskSpec
 
 
@@ -54,9 +54,9 @@ class LocalAttention(Attention):
         return min(options.window * (1 if cfg.causal else 2) - 1, whole)
 
     @staticmethod
-    def empty_cache(cfg: LayerConfig, options: LocalOptions, batch: int, slots: int, dtype: Any) -> WindowCache:
-        """Returns room for the keys and values of a window less one."""
-        return WindowCache.empty(batch, options.window - 1, [(cfg.kv_heads, cfg.head_dim)] * 2, dtype)
+    def empty_cache(cfg: LayerConfig, options: LocalOptions, batch: int, slots: int, dtype: Any) -> RingCache:
+        """Returns room for the keys and values of a window."""
+        return RingCache.empty(batch, options.window, slots, cfg.kv_heads, cfg.head_dim, dtype)
 
     @nn.compact
     def __call__(
@@ -67,30 +67,32 @@ class LocalAttention(Attention):
         positions: Int[Array, "B T"],
         mask: MaskSpec,
         bias: None = None,
-        cache: WindowCache | None = None,
+        cache: RingCache | None = None,
         rng: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], WindowCache | None, dict[str, Any]]:
+    ) -> tuple[Float[Array, "B T D"], RingCache | None, dict[str, Any]]:
         """See `Attention`."""
         del bias, rng
-        past = 0
         q, k, v = self.queries_keys_values(x, context, positions)
-        segments = mask.key_segments
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
+        own = segments = mask.key_segments
+        times = jnp.arange(q.shape[1])[None]
         if cache is not None:
-            (k, v), segments, cache = cache.append((k, v), mask)
-            past = k.shape[1] - q.shape[1]
+            recent = cache.append(k, v, mask)
+            k, v, own, segments, times = recent.k, recent.v, recent.own, recent.segments, recent.times
+            cache = recent.cache
         options = self.scoring
         window, block = self.options.window, self.options.block
-        if cache is None and attention.splash_runs(q, k, mask, self.softmax):
+        if cache is not None and q.shape[1] == 1:  # keys lie in the order of their slots, all within the window
+            y = attention.dot_product_attention(q, k, v, MaskSpec(False, own, segments), **options)
+        elif cache is None and attention.splash_runs(q, k, mask, self.softmax):
             pattern = attention.splash_window(window - 1, 0 if mask.causal else window - 1)
             y = attention.splash(q, k, v, mask, pattern=pattern, **options)
         else:
             y = sliding_window(q, k, v, segments, window=window, causal=mask.causal, block=block, **options)
         if "attention" in self.capture:
-            slots = jnp.arange(k.shape[1])
-            near = _within(slots[past:, None], slots, self.options.window, mask.causal)[None]
+            near = _within(jnp.arange(q.shape[1])[:, None], times[:, None], window, mask.causal)
             if segments is not None:
-                near &= (segments[:, past:, None] == segments[:, None]) & (segments[:, None] != 0)
+                near &= (own[..., None] == segments[:, None]) & (segments[:, None] != 0)
             aux["attention"] = weights_by_pair(q, k, near, **options)
         return self.output(y), cache, aux
 
