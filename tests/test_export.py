@@ -92,3 +92,21 @@ def test_mistakes_leave_nothing_behind(workdir, tmp_path):
     refuses("no ONNX export", "generate", "--runtime", "onnx", "--workdir", workdir, "--prompt", "Hello")
     refuses("no checkpoint", "export", "--workdir", tmp_path, "--format", "stablehlo", "--to", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_what_onnx_writes_of_sources_is_scored_as_the_workdir_s_own(tmp_path):
+    """By a search, as translators are; the search moves the runtime's caches between beams."""
+    folder = with_tokenizer(copied("bart", tmp_path / "bart"), {})
+    assert call("convert", "--from", folder, "--to", tmp_path / "run").status == 0
+    assert call("export", "--workdir", tmp_path / "run", "--format", "onnx", "--to", tmp_path / "out").status == 0
+    words = ["Hello", "world", "this", "is", "a", "text", "of", "words"]
+    lines = [{"source": " ".join(words[:count]), "target": " ".join(words[-count:])} for count in (2, 5, 3)]
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(map(json.dumps, lines)))
+    score = ["--source", f"jsonl:{text}", "--length", "12", "--batch_size", "2", "--outputs", "3"]
+    wanted = call("evaluate", "--workdir", tmp_path / "run", *score)
+    found = call("evaluate", "--runtime", "onnx", "--workdir", tmp_path / "out", *score)
+    assert found.status == wanted.status == 0, found.err + wanted.err
+    (*texts, told), (*wanted_texts, wanted_told) = found.out.splitlines(), wanted.out.splitlines()
+    assert texts == wanted_texts and len(texts) > 3
+    assert json.loads(told)["metrics"] == json.loads(wanted_told)["metrics"]
