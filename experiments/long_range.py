@@ -9,9 +9,10 @@ finished one is a line of results.jsonl there and is not run again, a stopped on
 kinds that can look ahead. --size paper takes the sizes of the paper. Time on two quiet cores: five to ten minutes a
 run; --at_once 2 trains two side by side, each on its share of the cores: small models use one core better than two.
 Accuracy is that of the test split, its error over rows (and over seeds, where there are several); a result within
-two errors of the best constant answer is called not learned. Memory is the peak of the whole process, data and
-compilation included. Speeds are taken at the end, one task after the other, with nothing else running: all its kinds
-take turns at training steps on a batch of the longest rows, and medians count.
+two errors of the best constant answer is called not learned. Speeds are taken at the end, one task after the other,
+with nothing else running: all its kinds take turns at training steps on a batch of the longest rows, and medians count.
+Memory is what such a step needs beside its state and batch, and the peak of the whole process, data and compilation
+included.
 Beside it stands Table 1 of Long Range Arena (arXiv 2011.04006), as secondary sources repeat it: its data (but for
 ListOps and Pathfinder, which are made alike), sizes and budgets are others, so it says what order to expect, no more.
 """
@@ -27,7 +28,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -73,6 +74,7 @@ PUBLISHED = {  # accuracy in percent; the row of the paper's table that a kind s
     "block_sparse": ("BigBird", (36.05, 64.02, 59.29, 40.83, 74.87)),
 }
 BASELINE = "full"
+COSTS = "costs.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,40 +181,52 @@ def result_of(run: Run, outcome: runs.Outcome) -> Result:
     )
 
 
-def step_times(wanted: Sequence[Run], turns: int = 5, steps: int = 2) -> dict[str, float]:
-    """Returns the median seconds of a training step on the longest rows for each of these runs' kinds, by turns."""
+class Cost(NamedTuple):
+    """What a training step on the longest rows takes: median seconds, and MiB beside its state and batch."""
+
+    seconds: float
+    mebibytes: float
+
+
+def step_costs(wanted: Sequence[Run], turns: int = 5, steps: int = 2) -> dict[str, Cost]:
+    """Returns what a training step of each of these runs' kinds takes, timed by turns."""
     with tempfile.TemporaryDirectory() as unused:
         each = {}
         for run in wanted:
             _, file, *changes = run.arguments
             config = command_line.load_config(file, [change.removeprefix("--config.") for change in changes])
-            step = training_steps.training_step(config, Path(unused))
-            for _ in range(2):  # compile, and let the allocator settle
+            step = each[run.kind] = training_steps.TrainingStep(config, Path(unused))
+            for _ in range(2):  # let the allocator settle
                 step()
-            each[run.kind] = functools.partial(workers.timed, step, steps)
-        taken = workers.take_turns(each, turns)
-    return {kind: statistics.median(turn["seconds"] for turn in mine) for kind, mine in taken.items()}
+        timers = {kind: functools.partial(workers.timed, step, steps) for kind, step in each.items()}
+        taken = workers.take_turns(timers, turns)
+    median = lambda kind: statistics.median(turn["seconds"] for turn in taken[kind])
+    return {kind: Cost(median(kind), step.mebibytes) for kind, step in each.items()}
 
 
-def table(results: Sequence[Result], seconds: Mapping[str, Mapping[str, float]]) -> str:
+def table(results: Sequence[Result], costs: Mapping[str, Mapping[str, Cost]]) -> str:
     """Returns the results as Markdown, a line for each task and kind, in the order they first come.
 
     Args:
-      seconds: of a step, by task and kind, as far as they were taken.
+      costs: of a step, by task and kind, as far as they were taken.
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.task, result.kind), []).append(result)
     lines = [
-        "| task | attention | seeds | accuracy | best constant | ms/step | of full's speed | peak MiB | published |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| task | attention | seeds | accuracy | best constant | ms/step | of full's speed | MiB of a step | peak MiB "
+        "| published |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for (task, kind), group in sorted(groups.items(), key=lambda item: list(TASKS).index(item[0][0])):
-        times = seconds.get(task, {})
-        relative = f"{times[BASELINE] / times[kind]:.2f}" if {kind, BASELINE} <= times.keys() else "-"
+        known = costs.get(task, {})
+        relative = f"{known[BASELINE].seconds / known[kind].seconds:.2f}" if {kind, BASELINE} <= known.keys() else "-"
+        shown = ["-"] * 3
+        if kind in known:
+            shown = [f"{1e3 * known[kind].seconds:.0f}", relative, f"{known[kind].mebibytes:.0f}"]
         lines.append(
             f"| {task} | {SPECS.get(kind, kind)} | {len(group)} | {shown_accuracy(group)} "
-            f"| {_mean(group, 'chance'):.3f} | {f'{1e3 * times[kind]:.0f}' if kind in times else '-'} | {relative} "
+            f"| {_mean(group, 'chance'):.3f} | {' | '.join(shown)} "
             f"| {_mean(group, 'peak_memory'):.0f} | {published(task, kind)} |"
         )
     return "\n".join(lines)
@@ -284,26 +298,30 @@ def run_all(wanted: Sequence[Run], folder: Path, at_once: int = 1) -> str:
     return text
 
 
-def take_times(wanted: Sequence[Run], folder: Path) -> None:
-    """Adds to speeds.json the times of every task of which a kind is missing there: all its kinds by turns, again."""
-    path = folder / "speeds.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+def take_costs(wanted: Sequence[Run], folder: Path) -> None:
+    """Adds to costs.json the steps of every task of which a kind is missing there: all its kinds by turns, again."""
+    known: dict[str, dict[str, Cost]] = known_costs(folder)
     for task in dict.fromkeys(run.task for run in wanted):
         kinds = {run.kind: run for run in wanted if run.task == task}
         if kinds.keys() - known.get(task, {}).keys():
             print(f"{task}: taking the time of {len(kinds)} kinds", flush=True)
-            taken = step_times(list(kinds.values()))
-            for kind, seconds in taken.items():
-                print(f"{task}, {kind}: {1e3 * seconds:.0f} ms/step", flush=True)
+            taken = step_costs(list(kinds.values()))
+            for kind, cost in taken.items():
+                print(f"{task}, {kind}: {1e3 * cost.seconds:.0f} ms/step, {cost.mebibytes:.0f} MiB", flush=True)
             known[task] = known.get(task, {}) | taken
-            workdir_files.write_whole(path, json.dumps(known, indent=1) + "\n")
+            workdir_files.write_whole(folder / COSTS, json.dumps(known, indent=1) + "\n")
+
+
+def known_costs(folder: Path) -> dict[str, dict[str, Cost]]:
+    """Returns what was taken, by task and kind."""
+    path = folder / COSTS
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    return {task: {kind: Cost(*cost) for kind, cost in kinds.items()} for task, kinds in told.items()}
 
 
 def write_table(wanted: Sequence[Run], results: Mapping[Run, Result], folder: Path) -> str:
     """Writes results.md, and returns it."""
-    path = folder / "speeds.json"
-    seconds = json.loads(path.read_text()) if path.is_file() else {}
-    text = table([results[run] for run in wanted if run in results], seconds)
+    text = table([results[run] for run in wanted if run in results], known_costs(folder))
     workdir_files.write_whole(folder / "results.md", text + "\n")
     return text
 
@@ -319,7 +337,7 @@ def main() -> None:
     if FLAGS.train:
         run_all(wanted, folder, FLAGS.at_once)
     if FLAGS.speeds:
-        take_times(wanted, folder)
+        take_costs(wanted, folder)
     print(write_table(wanted, finished(folder, wanted), folder))
 
 

@@ -4,7 +4,7 @@ Notable: the step is the trainer's own, compiled and with its state donated, so 
 logging and checkpoints are left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +27,31 @@ def longest_batch(experiment: build.Experiment) -> dict[str, np.ndarray]:
     return {name: value for name, value in batch.items() if name not in ("record", "epoch")}
 
 
-def training_step(
-    config: Mapping[str, Any], unused: Path, batch: Mapping[str, np.ndarray] | None = None
-) -> Callable[[], dict[str, jax.Array]]:
-    """Returns what runs one more training step and waits for it; it returns the metrics, arrays.
+class TrainingStep:
+    """A training step of a config, compiled; calling it runs one more, waits, and returns the metrics, arrays.
 
-    Args:
-      unused: a folder that need not exist: nothing is written.
-      batch: the arrays of every step; the config's longest batch if None.
+    Attributes:
+      mebibytes: what it needs beside its state, its batch and what it returns: activations, by the compiler's plan.
     """
-    experiment = build.build(config, unused)
-    batch = batch or longest_batch(experiment)
-    step = make_train_step(experiment.task, experiment.optimizer, accumulation=experiment.training.accumulation)
-    step, state = jax.jit(step, donate_argnums=0), [jax.jit(experiment.create_state)()]
 
-    def turn() -> dict[str, jax.Array]:
-        state[0], metrics = step(state[0], experiment.task.constants, batch)
+    def __init__(self, config: Mapping[str, Any], unused: Path, batch: Mapping[str, np.ndarray] | None = None) -> None:
+        """Compiles.
+
+        Args:
+          unused: a folder that need not exist: nothing is written.
+          batch: the arrays of every step; the config's longest batch if None.
+        """
+        experiment = build.build(config, unused)
+        step = make_train_step(experiment.task, experiment.optimizer, accumulation=experiment.training.accumulation)
+        self._rest = experiment.task.constants, batch or longest_batch(experiment)
+        self._state = jax.jit(experiment.create_state)()
+        self._step = jax.jit(step, donate_argnums=0).lower(self._state, *self._rest).compile()
+        self.mebibytes = self._step.memory_analysis().temp_size_in_bytes / 2**20
+
+    def __call__(self) -> dict[str, jax.Array]:
+        """Runs it."""
+        self._state, metrics = self._step(self._state, *self._rest)
         return jax.block_until_ready(metrics)
-
-    return turn
 
 
 def _size(batch: Mapping[str, np.ndarray]) -> int:

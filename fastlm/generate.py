@@ -206,7 +206,7 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     draft = restore.restore(
         DRAFT.value, meshes.make(tensor=TENSOR.value), dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value
     )
-    if draft.tokenizer.to_json() != restored.tokenizer.to_json():
+    if not draft.tokenizer.splits_like(restored.tokenizer):
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
     draft = draft.fused() if FUSED.value else draft
     return drafts.ModelDraft(draft.model), draft.params

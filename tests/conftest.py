@@ -9,7 +9,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CACHE = Path(__file__).parent.parent / ".cache" / "tests"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compiling is most of what tests take; machine code that runs once need not be good. What XLA decides stays as it is.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}"
+)
 os.environ["FASTLM_CACHE"] = str(_CACHE)
 os.environ["FASTLM_DATA"] = str(_CACHE / "data")
 

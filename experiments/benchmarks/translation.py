@@ -186,7 +186,7 @@ def fastlm_turn(dtype: str, folder: Path) -> Callable[[], Any]:
 
     config = command_line.load_config(CONFIG, [])
     config["compute"]["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
-    return steps.training_step(config, folder / "unused", dict(np.load(folder / "longest.npz")))
+    return steps.TrainingStep(config, folder / "unused", dict(np.load(folder / "longest.npz")))
 
 
 def work(variant: str, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers: exact bytes, round trips, streaming, storage, and files that are none."""
 
+import itertools
 import json
 import pickle
 
@@ -171,6 +172,14 @@ def test_stored_and_made_again(exact, sentencepiece):
 def test_fingerprints_differ(trained, huggingface, sentencepiece):
     made = [tokenizers.make("bytes"), trained, huggingface[0], sentencepiece]
     assert len({tokenizer.fingerprint for tokenizer in made}) == 4
+
+
+def test_tokens_are_the_same_whatever_opens_and_ends_a_text(trained, huggingface, sentencepiece):
+    tokenizer, _ = huggingface
+    other = tokenizers.from_json(json.dumps(json.loads(tokenizer.to_json()) | {"bos": 3, "eos": 4}))
+    assert other.splits_like(tokenizer) and other.fingerprint != tokenizer.fingerprint
+    for one, two in itertools.combinations((trained, tokenizer, sentencepiece), 2):
+        assert one.splits_like(one) and not one.splits_like(two)
 
 
 def test_huggingface_specials_by_usual_name(huggingface):

@@ -66,7 +66,7 @@ def test_a_failed_run_is_named_and_the_others_are_kept(run_suite):
     folder, table = run_suite(["digits"], ["full"])
     assert [line["kind"] for line in lines(folder)] == ["full"]
     assert "error: no" in (folder / "digits" / "linear" / "seed0.log").read_text()
-    assert "| digits | full | 1 | 0.900 ± 0.050 | 0.750 | - | - |" in table and "linear" not in table
+    assert "| digits | full | 1 | 0.900 ± 0.050 | 0.750 | - | - | - |" in table and "linear" not in table
     (folder / "digits" / "linear" / "seed0").mkdir()
     (folder / "digits" / "linear" / "seed0" / "mended").touch()
     _, table = run_suite(["digits"], ["linear", "full"])
@@ -98,15 +98,18 @@ def test_table():
             result("digits", "local(window=8)", 0.9),
             result("pathfinder", "linear", 0.8, seed=1),
         ],
-        {"pathfinder": {"full": 0.5, "linear": 0.125}},
+        {"pathfinder": {"full": long_range.Cost(0.5, 40), "linear": long_range.Cost(0.125, 10.2)}},
     ).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
-    assert {len(row) for row in cells} == {9}
+    assert {len(row) for row in cells} == {10}
     local, full, linear = cells[2:]  # the order of TASKS
-    assert full[3] == "not learned here (0.510 ± 0.010)" and full[8] == "71.40% (Transformer)"
+    assert full[3] == "not learned here (0.510 ± 0.010)" and full[9] == "71.40% (Transformer)"
     # Two seeds: their own error, 0.05, beside that of the rows they share.
-    assert linear[2:7] == ["2", "0.750 ± 0.051", "0.500", "125", "4.00"] and linear[8] == "75.30% (Linear Transformer)"
-    assert local[1] == "local(window=8)" and local[5:7] == ["-", "-"] and local[8] == "-"
+    assert (
+        linear[2:8] == ["2", "0.750 ± 0.051", "0.500", "125", "4.00", "10"]
+        and linear[9] == "75.30% (Linear Transformer)"
+    )
+    assert local[1] == "local(window=8)" and local[5:8] == ["-", "-", "-"] and local[9] == "-"
 
 
 def test_published_averages_are_the_paper_s():
@@ -136,28 +139,27 @@ def test_kinds_and_their_specs():
 def test_times_are_taken_once_for_all_kinds_of_a_task(tmp_path, monkeypatch):
     taken = []
 
-    def step_times(wanted):
+    def step_costs(wanted):
         taken.append([(run.task, run.kind) for run in wanted])
-        return {run.kind: 0.25 for run in wanted}
+        return {run.kind: long_range.Cost(0.25, 30.0) for run in wanted}
 
-    monkeypatch.setattr(long_range, "step_times", step_times)
+    monkeypatch.setattr(long_range, "step_costs", step_costs)
     plan = lambda kinds, seeds=(0,): long_range.plan(["digits"], kinds, seeds, tmp_path, "", [])
-    long_range.take_times(plan(["full", "local"], (0, 1)), tmp_path)
-    long_range.take_times(plan(["local"]), tmp_path)
-    long_range.take_times(plan(["local", "linear"]), tmp_path)
+    long_range.take_costs(plan(["full", "local"], (0, 1)), tmp_path)
+    long_range.take_costs(plan(["local"]), tmp_path)
+    long_range.take_costs(plan(["local", "linear"]), tmp_path)
     both = [[("digits", "full"), ("digits", "local")], [("digits", "local"), ("digits", "linear")]]
     assert taken == both
-    assert json.loads((tmp_path / "speeds.json").read_text()) == {
-        "digits": {"full": 0.25, "local": 0.25, "linear": 0.25}
-    }
+    assert long_range.known_costs(tmp_path) == {"digits": dict.fromkeys(("full", "local", "linear"), (0.25, 30.0))}
 
 
 @pytest.mark.slow
 def test_a_step_is_timed_on_the_longest_rows(tmp_path, one_device):
     small = ["training.steps=21", "model.layers=1", "model.width=32", "data.batch_size=8"]
     run, other = long_range.plan(["digits"], ["local", "linear"], [0], tmp_path, "", small)
-    seconds = long_range.step_times([run, other], turns=1, steps=1)
-    assert seconds.keys() == {"local", "linear"} and min(seconds.values()) > 0
+    costs = long_range.step_costs([run, other], turns=1, steps=1)
+    assert costs.keys() == {"local", "linear"} and min(cost.seconds for cost in costs.values()) > 0
+    assert all(0.1 < cost.mebibytes < 1000 for cost in costs.values())
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ source. For bytes and byte-level BPE it is exact: the pieces of `encode(text)` j
 """
 
 import codecs
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -16,6 +17,8 @@ import numpy as np
 from fastlm.data.documents import digest
 from fastlm.data.tokenizers.layout import Layout
 from fastlm.errors import UserError
+
+_AROUND = ("bos", "eos", "pad")
 
 
 class Tokenizer(ABC):
@@ -105,6 +108,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def to_json(self) -> str:
         """Returns everything needed to make this tokenizer again, as JSON."""
+
+    def splits_like(self, other: "Tokenizer") -> bool:
+        """Whether both make the same tokens of every text; what opens, ends and fills rows may differ."""
+        told = lambda one: {key: value for key, value in json.loads(one.to_json()).items() if key not in _AROUND}
+        return told(self) == told(other)
 
 
 class StreamDecoder:
