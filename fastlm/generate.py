@@ -58,6 +58,7 @@ SPAN = flags.DEFINE_integer("span", 4, "with --draft: tokens proposed at a time"
 FUSED = flags.DEFINE_bool("fused", True, "products of the same input as one: the same model, and up to a tenth faster")
 CACHE_DTYPE = flags.DEFINE_enum("cache_dtype", None, ["int8"], "type of kept keys and values; default that of compute")
 TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tensor parallelism)", lower_bound=1)
+WEIGHTS = flags.DEFINE_enum("weights", None, ["int8"], "type of weights while it writes; default as they are stored")
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 
@@ -73,6 +74,8 @@ def main() -> None:
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
     if RUNTIME.value == "jax" and FUSED.value:
         restored = restored.fused()
+    if WEIGHTS.value:
+        restored = runtimes.in_eight_bits(RUNTIME.value, restored)
     writing = chatting(restored) if CHAT.value else task_writing(restored)
     rows = [writing.read(prompt) for prompt in prompts]
     longest = 1 if writing.start is not None else max(map(len, rows))

@@ -50,6 +50,7 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share each weight (tens
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "compute type; default that of training")
 FUSED = flags.DEFINE_bool("fused", True, "products of the same input as one, as fastlm.generate has them")
+WEIGHTS = flags.DEFINE_enum("weights", None, ["int8"], "type of the weights of --workdir; default as they are stored")
 WORKER = flags.DEFINE_bool("worker", False, "internal: answer requests on the standard input")
 
 LENGTH = 256
@@ -70,6 +71,8 @@ class Subject:
         self._restored = exported.restore(runtime, workdir, self._mesh, **options)
         if runtime == "jax" and FUSED.value:
             self._restored = self._restored.fused()
+        if WEIGHTS.value:
+            self._restored = exported.in_eight_bits(runtime, self._restored)
         self._stored = functools.partial(exported.sizes, runtime, workdir, self._restored, bool(AVERAGE.value))
         model = self._restored.model
         start = None
@@ -105,11 +108,12 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A model that is asked for; what its runtime takes, at which step."""
+    """A model that is asked for; what its runtime takes, at which step, with which type of weights."""
 
     runtime: str
     workdir: str
     step: str | int
+    weights: str | None = None
 
     def resolved(self) -> "Chosen":
         """Returns the same with the number of its step; an export has only one.
@@ -128,7 +132,7 @@ def main() -> None:
         workers.serve(Subject(RUNTIME.value, WORKDIR.value, STEP.value).answer)
         return
     batches = batch_sizes()
-    chosen = [Chosen(RUNTIME.value, WORKDIR.value, STEP.value)]
+    chosen = [Chosen(RUNTIME.value, WORKDIR.value, STEP.value, WEIGHTS.value)]
     if BASELINE.value:
         chosen.insert(0, Chosen(BASELINE_RUNTIME.value, BASELINE.value, BASELINE_STEP.value))
     chosen = [one.resolved() for one in chosen]
@@ -189,6 +193,7 @@ def worker_arguments(one: Chosen) -> list[str]:
     """Returns what a worker's Python is started with."""
     own = [f"--runtime={one.runtime}", f"--workdir={one.workdir}", f"--step={one.step}"]
     passed = ("source", "split", "score_batches", "average", "dtype", "cache_dtype", "tensor", "fused")
+    own += [f"--weights={one.weights}"] if one.weights else []
     return ["-m", "fastlm.measure", "--worker", *own, *(word for name in passed for word in serialized(name))]
 
 
@@ -231,7 +236,7 @@ def short_names(chosen: list[Chosen]) -> list[str]:
     for name in (
         lambda one: Path(one.workdir).absolute().name,
         lambda one: one.workdir,
-        lambda one: f"{one.workdir}@{one.step}",
+        lambda one: f"{one.workdir}@{one.step}" + (f" {one.weights}" if one.weights else ""),
     ):
         names = [name(one) for one in chosen]
         if len(set(names)) == len(names):

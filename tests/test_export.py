@@ -61,6 +61,7 @@ def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path)
     wanted, found = call("generate", "--workdir", workdir, *search), call("generate", *elsewhere, *search)
     assert found.status == 0 and found.out == wanted.out and len(found.out.splitlines()) == 2
     refuses("--draft: goes with --runtime jax", "generate", *elsewhere, *ask, "--draft", "lookup")
+    refuses("--weights: was chosen when the model was exported", "generate", *elsewhere, *ask, "--weights", "int8")
     refuses("--dtype: was chosen when the model was exported", "evaluate", *elsewhere, "--dtype", "bfloat16")
 
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from fastlm.models import ModelConfig, abstract
+from fastlm.training import build, loop
 from tests.models.huggingface_folders import copied, with_tokenizer
 from tests.test_bad_input import call, refuses
 
@@ -65,6 +66,29 @@ def test_an_export_beside_the_workdir_it_came_from(workdirs):
     assert after["sizes"]["stored"] == (target / "weights.data").stat().st_size
     assert after["quality"]["bits_per_byte"] == pytest.approx(before["quality"]["bits_per_byte"], rel=0.1)
     assert all(piece > 0 for turn in after["seconds"]["writing, 2 rows"] for piece in turn)
+
+
+def test_weights_in_eight_bits_beside_themselves(tiny_config, tmp_path):
+    """And what is written with them is nearly the same text: the model has few ways to go on."""
+    tiny_config["model"] |= {"width": 128, "heads": 2}  # matrices of a size that is rounded
+    tiny_config["mesh"] |= {"data": -1}
+    run = tmp_path / "run"
+    loop.run(build.build(tiny_config, run), say=lambda text: None)
+    outcome = call(
+        *("measure", "--workdir", run, "--weights", "int8", "--baseline", run, "--prompt", "16", "--new", "8"),
+        *("--turns", "2", "--batches", "1"),
+    )
+    assert outcome.status == 0, outcome.err
+    before, after = json.loads((run / "measured" / "measured.json").read_text())["models"]
+    assert after["name"].endswith("@12 int8") and before["sizes"]["parameters"] == after["sizes"]["parameters"]
+    assert after["sizes"]["stored"] < 0.3 * before["sizes"]["stored"]
+    assert after["quality"]["bits_per_byte"] == pytest.approx(before["quality"]["bits_per_byte"], rel=0.01)
+    assert after["quality"] != before["quality"]
+    ask = ["generate", "--workdir", run, "--prompt", "abc", "--max_tokens", "4", "--temperature", "0"]
+    whole, small = call(*ask), call(*ask, "--weights", "int8")
+    assert small.status == 0, small.err
+    assert small.out == whole.out and small.out.startswith("abc")
+    refuses("--weights int8: goes with weights on one device", *ask, "--weights", "int8", "--tensor", "2")
 
 
 def test_mistakes_are_one_line_before_anything_starts(workdirs, tmp_path):

@@ -5,13 +5,13 @@
     launch/local.sh -m experiments.benchmarks.decoding --read 128 --programs jax:runs/minilm,onnx:exported/minilm
 
 Programs: `jax` (a workdir, float32; `jax-bfloat16` and `jax-float16` compute in these, `jax-fused` has fused products,
-`jax-int8` keeps its cache in eight bits), `onnx` (what fastlm.export wrote), `huggingface` (transformers on a folder;
-`huggingface-bfloat16`), `llama` (llama.cpp, by the package xllamacpp, on a .gguf file), `bound`: nothing but XLA's
-products in float32 of all weights with as many rows, and `bound-onnx`: nothing but the products with weights of what
-fastlm.export wrote, in ONNX Runtime. Each lives in a process of its own. A turn is a prompt (--prompt)
-read and 128 tokens written by each program in turn, of which only writing counts; with `--read LENGTH`, rows of so many
-tokens read, up to the logits of the next one, or by an encoder to its last hidden states. Medians over turns, ratios to
-the first program. Five minutes with six programs on 2 quiet cores.
+`jax-int8` keeps its cache in eight bits, `jax-rounded` has fused products and weights in eight bits), `onnx` (what
+fastlm.export wrote), `huggingface` (transformers on a folder; `huggingface-bfloat16`), `llama` (llama.cpp, by the
+package xllamacpp, on a .gguf file), `bound`: nothing but XLA's products in float32 of all weights with as many rows,
+and `bound-onnx`: nothing but the products with weights of what fastlm.export wrote, in ONNX Runtime. Each lives in a
+process of its own. A turn is a prompt (--prompt) read and 128 tokens written by each program in turn, of which only
+writing counts; with `--read LENGTH`, rows of so many tokens read, up to the logits of the next one, or by an encoder to
+its last hidden states. Medians over turns, ratios to the first program. Six programs take five minutes on two cores.
 Notable: other interpreters import nothing but what this file names, and the standard library.
 """
 
@@ -47,7 +47,8 @@ def of_jax(path: str, option: str) -> Program:
     options = {"dtype": option if option in ("bfloat16", "float16") else "float32"}
     options |= {"cache_dtype": "int8"} if option == "int8" else {}
     restored = runtimes.restore("jax", path, mesh.make(), **options)
-    return _timed("jax", restored.fused() if option == "fused" else restored)
+    restored = restored.fused() if option in ("fused", "rounded") else restored
+    return _timed("jax", restored.rounded() if option == "rounded" else restored)
 
 
 def of_onnx(path: str, option: str) -> Program:

@@ -1,5 +1,6 @@
 """Models by what runs them: a workdir in XLA, or what was exported in another runtime."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def restore(runtime: str, folder: str | Path, mesh: Mesh, **options: Any) -> Res
     return onnx_runtime.restore(folder)
 
 
+def in_eight_bits(runtime: str, restored: Restored) -> Restored:
+    """Rounds the weights of a restored model.
+
+    Raises:
+      UserError: an export, whose weights were chosen when it was made; weights cut over devices.
+    """
+    if runtime != "jax":
+        raise UserError(f"--weights: was chosen when the model was exported; leave it out with --runtime {runtime}")
+    return restored.rounded()
+
+
 def timed(runtime: str, restored: Restored, start: int | None) -> Runtime:
     """Returns a restored model as the ruler sees it.
 
@@ -58,17 +70,17 @@ def sizes(runtime: str, folder: str, restored: Restored, average: bool, flops: f
       flops, length: as in `ruler.Sizes`.
       average: whether it is the averaged weights that were restored.
     """
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(restored.model.cfg)[0]))
     if runtime == "jax":
         step = Checkpoints(folder, read_only=True).folder / str(restored.step)
-        return ruler.sizes(
-            restored.params, flops, length, ruler.folder_bytes(step / ("average" if average else "model"))
-        )
+        files = ruler.folder_bytes(step / ("average" if average else "model"))
+        return dataclasses.replace(ruler.sizes(restored.params, flops, length, files), parameters=parameters)
     from fastlm.exports import onnx_session
 
     programs = onnx_session.Programs(folder)
     weights = programs.weights()
     return ruler.Sizes(
-        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(restored.model.cfg)[0])),
+        parameters=parameters,
         stored=weights.nbytes,
         gzipped=ruler.gzipped_bytes([weights]),
         files=programs.bytes(),

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fastlm.ops.masks import MaskSpec
 from fastlm.ops.operators import operator
+from fastlm.ops.rounding import rounded
 from fastlm.parallel.platforms import target_platform
 from fastlm.parallel.rules import constrain
 
@@ -112,13 +113,6 @@ class RoundedCache:
             put(self.key_scales, key_scales),
             put(self.value_scales, value_scales),
         )
-
-
-def rounded(x: Float[Array, "... H"]) -> tuple[Int[Array, "... H"], Float[Array, "... 1"]]:
-    """Returns (levels, int8, scale, float32) with levels * scale within scale / 2 of x."""
-    x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
-    return jnp.rint(x / jnp.where(scale, scale, 1)).astype(jnp.int8), scale
 
 
 def keys_and_values(batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache | RoundedCache:

@@ -1,17 +1,23 @@
 """The classes of leaves.
 
 Adapted: a weight that stays, plus a product of two thin matrices that learns (LoRA, arXiv 2106.09685).
+Rounded: eight bits a number, widened a tile at a time while it multiplies.
 """
 
+import math
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fastlm.ops.contract import contract, dense, lookup
 from fastlm.ops.leaf import Leaf
+from fastlm.ops.rounding import rounded
+from fastlm.parallel.platforms import target_platform
+
+TILE = 1 << 18  # numbers: widened to four bytes they stay in a core's cache
 
 
 @flax.struct.dataclass
@@ -48,3 +54,70 @@ class Adapted(Leaf):
         """Returns the sum as one array, in float32."""
         product = jnp.matmul(self.a, self.b, precision=jax.lax.Precision.HIGHEST)
         return dense(self.base) + self.scale * product
+
+
+@flax.struct.dataclass
+class Rounded(Leaf):
+    """levels * scales: eight bits a number, and a scale for each output (of a table: for each row).
+
+    XLA:CPU has no fast product of 8-bit numbers, and widens a whole matrix, in memory, before it multiplies; in a loop
+    it even does so once for all turns. So outputs come in tiles, one after the other, each widened where the cache
+    holds it: memory gives a quarter of the bytes, and nothing larger than a tile is ever made. Elsewhere it is one
+    product, for the compiler to fuse.
+
+    Attributes:
+      levels: [C, I, t], C tiles of t outputs; of a table [C, t, I], since it is read by rows and multiplies by them.
+      scales: of each output, or row.
+      table: whether it is a table [O, I], not a matrix [I, O]. Static.
+    """
+
+    levels: Int[Array, "C m n"]
+    scales: Float[Array, "O"]
+    table: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @classmethod
+    def of(cls, w: Array, table: bool = False) -> "Rounded":
+        """Rounds a matrix [I, O], or a table [O, I], to the nearest of 255 levels for each output."""
+        by_output = w if table else w.T
+        outputs, inputs = by_output.shape
+        levels, scales = rounded(by_output)
+        size = -(-outputs // max(math.ceil(outputs * inputs / TILE), 2))  # of one tile a loop would widen all at once
+        size = min(-(-size // 16) * 16, outputs)
+        levels = jnp.pad(levels, ((0, -outputs % size), (0, 0))).reshape(-1, size, inputs)
+        return cls(levels if table else jnp.swapaxes(levels, 1, 2), scales[:, 0], table)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[I, O], or [O, I] of a table."""
+        outputs, inputs = self.scales.shape[0], self.levels.shape[2 if self.table else 1]
+        return (outputs, inputs) if self.table else (inputs, outputs)
+
+    def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
+        """Multiplies by outputs, which is what it is made for; the other way round it is widened."""
+        if transpose != self.table:
+            return contract(x, self.dense(), transpose=transpose, dtype=dtype)
+        cpu = target_platform() == "cpu"
+        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32 if cpu else x.dtype)
+        numbers = (((1,), (1 if self.table else 0,)), ((), ()))
+
+        def tile(levels: Array) -> Array:
+            return jax.lax.dot_general(rows, levels.astype(rows.dtype), numbers, preferred_element_type=jnp.float32)
+
+        tiles = jax.lax.map(tile, self.levels) if cpu else jax.vmap(tile)(self.levels)
+        y = jnp.swapaxes(tiles, 0, 1).reshape(rows.shape[0], -1)[:, : self.scales.shape[0]] * self.scales
+        return y.astype(dtype).reshape(*x.shape[:-1], -1)
+
+    def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+        """Widens the rows `ids`."""
+        del axes
+        if not self.table:
+            return lookup(self.dense(), ids, dtype)
+        ids = jnp.clip(ids, 0, self.scales.shape[0] - 1)
+        levels = jnp.take(self.levels.reshape(-1, self.levels.shape[-1]), ids, axis=0)
+        return (levels * self.scales[ids][..., None]).astype(dtype)
+
+    def dense(self) -> Array:
+        """Returns the numbers it stands for, in float32."""
+        by_output = self.levels if self.table else jnp.swapaxes(self.levels, 1, 2)
+        w = by_output.reshape(-1, by_output.shape[-1])[: self.scales.shape[0]] * self.scales[:, None]
+        return w if self.table else w.T

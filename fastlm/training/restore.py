@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from fastlm import configuration, tasks
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
-from fastlm.models import Compute, Model, ModelConfig, abstract, fusion
+from fastlm.models import Compute, Model, ModelConfig, abstract, fusion, rounding
 from fastlm.parallel import rules
 from fastlm.tasks.kind import TaskKind, Trained
 from fastlm.training.checkpoints import Checkpoints
@@ -45,10 +45,23 @@ class Restored:
 
     def fused(self) -> "Restored":
         """Returns the model with fused products, which decodes faster; as it is where weights are cut over devices."""
-        if any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(self.params)):
+        if not self._whole():
             return self
         cfg, params = fusion.fuse(self.model.cfg, self.params)
         return dataclasses.replace(self, model=Model(cfg, self.model.compute), params=params)
+
+    def _whole(self) -> bool:
+        return all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(self.params))
+
+    def rounded(self) -> "Restored":
+        """Returns the model with its weights in eight bits; see `models.rounding`.
+
+        Raises:
+          UserError: weights are cut over devices.
+        """
+        if not self._whole():
+            raise UserError("--weights int8: goes with weights on one device; leave --tensor out")
+        return dataclasses.replace(self, params=rounding.round_weights(self.params))
 
     def trained(self, kind: TaskKind, mesh: Mesh) -> Trained:
         """Returns the model as what `kind` scores and asks."""

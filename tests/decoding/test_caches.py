@@ -17,6 +17,7 @@ from fastlm.errors import UserError
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.ops import caches
 from fastlm.ops.masks import MaskSpec
+from fastlm.ops.rounding import rounded
 
 CFG = ModelConfig(vocab_size=24, max_length=128, layers=2, width=32, heads=4, kv_heads=2, init_scale=0.3)
 GREEDY = sample.Sampling(temperature=0.0)
@@ -61,7 +62,7 @@ def test_a_step_does_not_copy_the_cache(attention, rows):
 
 @given(numpy_strategies.arrays(np.float32, (2, 8), elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False)))
 def test_rounding_stays_within_half_a_level(x):
-    levels, scale = caches.rounded(jnp.array(x))
+    levels, scale = rounded(jnp.array(x))
     assert levels.dtype == jnp.int8 and scale.shape == (2, 1)
     flushed = 1e-36  # a scale below this may have become 0
     assert (np.abs(levels * scale - x) <= np.asarray(scale) * 0.5001 + flushed).all()

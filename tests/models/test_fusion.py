@@ -60,7 +60,7 @@ def test_it_is_made_once():
     assert fusion.fuse(cfg, fused)[1] is fused
 
 
-def test_restored_models_write_the_same_and_stay_as_they_are_on_several_devices():
+def test_restored_models_write_the_same_and_stay_as_they_are_where_they_are_cut():
     model, params = made(LLAMA)
     restored = Restored(model, params, None, {}, 0)
     options = {"max_tokens": 6, "how": sample.Sampling(temperature=0.0)}
@@ -70,6 +70,9 @@ def test_restored_models_write_the_same_and_stay_as_they_are_on_several_devices(
     )
     np.testing.assert_array_equal(found, wanted)
     mesh = meshes.make(tensor=2)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    placed = dataclasses.replace(restored, params=jax.device_put(params, everywhere))
+    place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    everywhere = dataclasses.replace(restored, params=jax.device_put(params, place()))
+    assert "qkv" in everywhere.fused().params["layers"]["0"]["attention"]
+    cut = jax.tree.map(lambda leaf: jax.device_put(leaf, place(*[None] * (leaf.ndim - 1), "tensor")), params)
+    placed = dataclasses.replace(restored, params=cut)
     assert placed.fused() is placed
