@@ -36,6 +36,7 @@ EXP2 = {
 EXP2_ERROR = {3: 7.5e-5, 4: 2.7e-6, 5: 3e-7}  # the last is rounding as much as approximation
 
 HIDDEN = -1e29  # masks put scores below
+TOP_K_ROUNDING = 1e-6  # relative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Exp2(Softmax):
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Softmax):
-    """The k largest scores of a row alone."""
+    """The k largest scores of a row alone, and what cannot be told from the least of them."""
 
     k: int = 32
 
@@ -95,7 +96,9 @@ class TopK(Softmax):
             return Exact()(scores, axis)
         scores = jnp.moveaxis(scores.astype(jnp.float32), axis, -1)
         smallest = jax.lax.stop_gradient(jax.lax.top_k(scores, self.k)[0][..., -1:])
-        return jnp.moveaxis(_softmax_where(scores, scores >= smallest, -1), -1, axis)
+        # XLA may compute scores again for the comparison, rounded otherwise than those that were sorted.
+        close = TOP_K_ROUNDING * jnp.maximum(jnp.abs(smallest), 1.0)
+        return jnp.moveaxis(_softmax_where(scores, scores >= smallest - close, -1), -1, axis)
 
 
 @dataclasses.dataclass(frozen=True)
