@@ -4,7 +4,6 @@ Adapted: a weight that stays, plus a product of two thin matrices that learns (L
 Rounded: eight bits a number, widened a tile at a time while it multiplies.
 """
 
-import math
 from typing import Any
 
 import flax.struct
@@ -17,7 +16,7 @@ from fastlm.ops.leaf import Leaf
 from fastlm.ops.rounding import rounded
 from fastlm.parallel.platforms import target_platform
 
-TILE = 1 << 18  # numbers: widened to four bytes they stay in a core's cache
+WIDTH, TILE = 64, 1 << 16  # outputs of a tile are a multiple of one, its numbers at most the other where they can be
 
 
 @flax.struct.dataclass
@@ -66,12 +65,12 @@ class Rounded(Leaf):
     product, for the compiler to fuse.
 
     Attributes:
-      levels: [C, I, t], C tiles of t outputs; of a table [C, t, I], since it is read by rows and multiplies by them.
-      scales: of each output, or row.
+      levels: C tiles of t outputs; the last may have more than there are.
+      scales: of each output; of a table that is a row.
       table: whether it is a table [O, I], not a matrix [I, O]. Static.
     """
 
-    levels: Int[Array, "C m n"]
+    levels: Int[Array, "C I t"]
     scales: Float[Array, "O"]
     table: bool = flax.struct.field(pytree_node=False, default=False)
 
@@ -81,15 +80,14 @@ class Rounded(Leaf):
         by_output = w if table else w.T
         outputs, inputs = by_output.shape
         levels, scales = rounded(by_output)
-        size = -(-outputs // max(math.ceil(outputs * inputs / TILE), 2))  # of one tile a loop would widen all at once
-        size = min(-(-size // 16) * 16, outputs)
+        size = min(WIDTH * max(TILE // (inputs * WIDTH), 1), outputs)
         levels = jnp.pad(levels, ((0, -outputs % size), (0, 0))).reshape(-1, size, inputs)
-        return cls(levels if table else jnp.swapaxes(levels, 1, 2), scales[:, 0], table)
+        return cls(jnp.swapaxes(levels, 1, 2), scales[:, 0], table)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[I, O], or [O, I] of a table."""
-        outputs, inputs = self.scales.shape[0], self.levels.shape[2 if self.table else 1]
+        outputs, inputs = self.scales.shape[0], self.levels.shape[1]
         return (outputs, inputs) if self.table else (inputs, outputs)
 
     def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
@@ -98,11 +96,7 @@ class Rounded(Leaf):
             return contract(x, self.dense(), transpose=transpose, dtype=dtype)
         cpu = target_platform() == "cpu"
         rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32 if cpu else x.dtype)
-        numbers = (((1,), (1 if self.table else 0,)), ((), ()))
-
-        def tile(levels: Array) -> Array:
-            return jax.lax.dot_general(rows, levels.astype(rows.dtype), numbers, preferred_element_type=jnp.float32)
-
+        tile = lambda levels: jnp.matmul(rows, levels.astype(rows.dtype), preferred_element_type=jnp.float32)
         tiles = jax.lax.map(tile, self.levels) if cpu else jax.vmap(tile)(self.levels)
         y = jnp.swapaxes(tiles, 0, 1).reshape(rows.shape[0], -1)[:, : self.scales.shape[0]] * self.scales
         return y.astype(dtype).reshape(*x.shape[:-1], -1)
@@ -113,11 +107,12 @@ class Rounded(Leaf):
         if not self.table:
             return lookup(self.dense(), ids, dtype)
         ids = jnp.clip(ids, 0, self.scales.shape[0] - 1)
-        levels = jnp.take(self.levels.reshape(-1, self.levels.shape[-1]), ids, axis=0)
+        tile, place = jnp.divmod(ids, self.levels.shape[2])
+        levels = self.levels[tile, :, place]
         return (levels * self.scales[ids][..., None]).astype(dtype)
 
     def dense(self) -> Array:
         """Returns the numbers it stands for, in float32."""
-        by_output = self.levels if self.table else jnp.swapaxes(self.levels, 1, 2)
-        w = by_output.reshape(-1, by_output.shape[-1])[: self.scales.shape[0]] * self.scales[:, None]
+        by_output = jnp.swapaxes(self.levels, 1, 2).reshape(-1, self.levels.shape[1])
+        w = by_output[: self.scales.shape[0]] * self.scales[:, None]
         return w if self.table else w.T

@@ -28,7 +28,8 @@ def test_any_shape_comes_back_within_half_a_level(inputs, outputs, table):
 
 @pytest.mark.parametrize(("table", "transpose"), [(False, False), (True, True), (False, True), (True, False)])
 def test_products_are_those_of_what_it_stands_for(table, transpose, monkeypatch):
-    monkeypatch.setattr(leaves, "TILE", 500)
+    monkeypatch.setattr(leaves, "WIDTH", 16)
+    monkeypatch.setattr(leaves, "TILE", 800)
     leaf = leaves.Rounded.of(weight(48, 72), table)
     assert leaf.levels.shape[0] > 2
     x = weight(2, 3, 72 if transpose else 48, seed=1)
