@@ -16,6 +16,7 @@ from fastlm.ops.leaf import Leaf
 from fastlm.ops.rounding import rounded
 from fastlm.parallel.platforms import target_platform
 
+FEW = 64  # rows that a product by tiles is for
 WIDTH, TILE = 64, 1 << 16  # outputs of a tile are a multiple of one, its numbers at most the other where they can be
 
 
@@ -60,9 +61,9 @@ class Rounded(Leaf):
     """levels * scales: eight bits a number, and a scale for each output (of a table: for each row).
 
     XLA:CPU has no fast product of 8-bit numbers, and widens a whole matrix, in memory, before it multiplies; in a loop
-    it even does so once for all turns. So outputs come in tiles, one after the other, each widened where the cache
-    holds it: memory gives a quarter of the bytes, and nothing larger than a tile is ever made. Elsewhere it is one
-    product, for the compiler to fuse.
+    it even does so once for all turns. So a few rows, as decoding has them, are multiplied by tiles of outputs, one
+    after the other, each widened where the cache holds it: memory gives a quarter of the bytes, and nothing larger than
+    a tile is made. Many rows, and other platforms, have one product.
 
     Attributes:
       levels: C tiles of t outputs; the last may have more than there are.
@@ -96,9 +97,12 @@ class Rounded(Leaf):
             return contract(x, self.dense(), transpose=transpose, dtype=dtype)
         cpu = target_platform() == "cpu"
         rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32 if cpu else x.dtype)
-        tile = lambda levels: jnp.matmul(rows, levels.astype(rows.dtype), preferred_element_type=jnp.float32)
-        tiles = jax.lax.map(tile, self.levels) if cpu else jax.vmap(tile)(self.levels)
-        y = jnp.swapaxes(tiles, 0, 1).reshape(rows.shape[0], -1)[:, : self.scales.shape[0]] * self.scales
+        product = lambda levels: jnp.matmul(rows, levels.astype(rows.dtype), preferred_element_type=jnp.float32)
+        if cpu and rows.shape[0] <= FEW:
+            y = jnp.swapaxes(jax.lax.map(product, self.levels), 0, 1).reshape(rows.shape[0], -1)
+        else:
+            y = product(jnp.swapaxes(self.levels, 0, 1).reshape(rows.shape[1], -1))
+        y = y[:, : self.scales.shape[0]] * self.scales
         return y.astype(dtype).reshape(*x.shape[:-1], -1)
 
     def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
