@@ -172,13 +172,14 @@ def _search(model: OnnxModel, params: Any, batch: inputs.Inputs, beams: int, set
     del params
     limit, count = int(settings.limit), len(batch.lengths)
     rows, logits = model.begin(batch, limit)
-    found, parents = _advanced(hypotheses.empty(count, beams, inputs.bucket(limit)), logits[:, None], settings)
+    found, _ = _advanced(hypotheses.empty(count, beams, inputs.bucket(limit)), logits[:, None], settings)
     rows.follow(np.repeat(np.arange(count), beams))
-    first = beams * np.arange(count)[:, None]
+    each = np.arange(count * beams).reshape(count, beams)
+    parents = np.arange(beams)
     while not found.done.all():
-        before = (first + np.asarray(parents)).ravel() if int(found.written) > 1 else np.arange(count * beams)
-        if (before != np.arange(count * beams)).any():
-            rows.follow(before)
+        before = each[:, :1] + np.asarray(parents)
+        if (before != each).any():
+            rows.follow(before.ravel())
         logits = rows.step(np.asarray(found.tokens)[:, :, int(found.written) - 1].ravel())
         found, parents = _advanced(found, logits.reshape(count, beams, -1), settings)
     return found

@@ -189,18 +189,11 @@ class RingCache:
     def _add_several(self, k: Array, v: Array, own: Array, mask: MaskSpec) -> "Recent":
         (rows, count), size = k.shape[:2], self.valid.shape[1]
         in_order = (self.next[:, None] + jnp.arange(size)) % size
-        latest = jax.vmap(lambda x, at: jnp.take(x, at, axis=0))
-        behind = lambda old, new: jnp.concatenate([latest(old, in_order).astype(new.dtype), new], axis=1)
-        keys, values = behind(self.kept.k, k), behind(self.kept.v, v)
-        segments = behind(jnp.where(self.valid, own[:, :1], 0), own)
-        real = jnp.max(jnp.where(own != 0, jnp.arange(1, count + 1), 0), axis=1)
-        real = real if mask.lengths is None else jnp.minimum(real, mask.lengths)
-        slots = real[:, None] + jnp.arange(size)
-        remaining = jnp.take_along_axis(segments, slots, axis=1)
-        last = jnp.take_along_axis(segments, (real + size - 1)[:, None], axis=1)
+        ordered = lambda x: jax.vmap(lambda row, at: jnp.take(row, at, axis=0))(x, in_order)
+        window = WindowCache((ordered(self.kept.k), ordered(self.kept.v)), ordered(self.valid))
+        (keys, values), segments, window = window.append((k, v), mask)
         zero = jnp.zeros((rows,), jnp.int32)
-        kept = self.kept.write(latest(keys, slots), latest(values, slots), zero)
-        cache = RingCache(kept, (remaining == last) & (remaining != 0), zero)
+        cache = RingCache(self.kept.write(*window.tokens, zero), window.valid, zero)
         return Recent(keys, values, own, segments, jnp.arange(-size, count)[None], cache)
 
 
