@@ -76,7 +76,7 @@ flags.DEFINE_alias("maps-folder", "maps_folder")
 def main() -> None:
     """Restores, scores, prints."""
     problems, texts = read_problems(), read_texts()
-    mesh = meshes.make(tensor=TENSOR.value)
+    mesh = meshes.share_weights(TENSOR.value)
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)

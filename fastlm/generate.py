@@ -68,7 +68,7 @@ DEFAULT_TOKENS = 200
 def main() -> None:
     """Restores, writes, prints."""
     prompts = read_prompts()
-    mesh = meshes.make(tensor=TENSOR.value)
+    mesh = meshes.share_weights(TENSOR.value)
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
@@ -207,7 +207,7 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     if DRAFT.value == "lookup":
         return drafts.LookupDraft(), None
     draft = restore.restore(
-        DRAFT.value, meshes.make(tensor=TENSOR.value), dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value
+        DRAFT.value, meshes.share_weights(TENSOR.value), dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value
     )
     if not draft.tokenizer.splits_like(restored.tokenizer):
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")

@@ -61,7 +61,7 @@ class Subject:
 
     def __init__(self, runtime: str, workdir: str, step: str) -> None:
         """Restores it."""
-        self._mesh = meshes.make(tensor=TENSOR.value)
+        self._mesh = meshes.share_weights(TENSOR.value)
         jax.set_mesh(self._mesh)
         options = (
             {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}

@@ -345,9 +345,9 @@ def damage_params(newest):
 
 
 def truncate_params(newest):
-    # Among the files of values: in so small a model, one that only describes them (and is not read) may be larger.
-    file = largest(newest / "model" / "ocdbt.process_0" / "d")
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    # All of them: which file holds what is read, and which one was replaced while it was written, depends on timing.
+    for file in (newest / "model" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def remove_params(newest):

@@ -176,4 +176,5 @@ def test_devices_that_share_each_weight_write_the_same(tmp_path):
     workdir = converted("llama", tmp_path)
     plain = said(workdir, "--prompt", "abab")
     assert said(workdir, "--prompt", "abab", "--tensor", "2") == plain
-    refuses("3 does not divide the 8 devices", "generate", "--workdir", workdir, "--prompt", "a", "--tensor", "3")
+    message = "--tensor 3: does not divide the 8 devices"
+    refuses(message, "generate", "--workdir", workdir, "--prompt", "a", "--tensor", "3")

@@ -35,3 +35,15 @@ def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -
     elif known != devices:
         raise UserError(f"config.mesh: {named} needs {known} devices but there are {devices}; set one size to -1")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def share_weights(tensor: int) -> Mesh:
+    """Returns a mesh over all devices in which `tensor` of them share each weight: what --tensor asks for.
+
+    Raises:
+      UserError: the number of devices is no multiple of it.
+    """
+    devices = jax.device_count()
+    if devices % tensor:
+        raise UserError(f"--tensor {tensor}: does not divide the {devices} devices; give a divisor of their number")
+    return make(tensor=tensor)
