@@ -206,9 +206,8 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     """
     if DRAFT.value == "lookup":
         return drafts.LookupDraft(), None
-    draft = restore.restore(
-        DRAFT.value, meshes.share_weights(TENSOR.value), dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value
-    )
+    mesh = jax.sharding.get_mesh()  # of the large model
+    draft = restore.restore(DRAFT.value, mesh, dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value)
     if not draft.tokenizer.splits_like(restored.tokenizer):
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
     draft = draft.fused() if FUSED.value else draft

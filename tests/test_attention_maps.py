@@ -10,8 +10,8 @@ from fastlm.parallel import mesh as meshes
 from fastlm.reports.token_names import token_names
 from fastlm.tasks.sequence_to_sequence import SequenceToSequence
 from fastlm.training import restore
+from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import BERT, copied, with_tokenizer
-from tests.test_bad_input import call, refuses
 
 
 @pytest.fixture(autouse=True)

@@ -1,28 +1,21 @@
 """Mistakes, typed as a user would: one line on stderr that names them, status 2, and nothing on disk has changed.
 
-The entry points run in this process (they are executed as `__main__`, with their flags removed afterwards);
-a few run as real processes in test_processes.py.
+The entry points run in this process (see entry_points.py); a few run as real processes in test_processes.py.
 """
 
 import contextlib
 import hashlib
-import io
 import json
-import re
-import runpy
 import shutil
-import sys
-import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import pytest
-from absl import flags
+
+from tests.entry_points import call, refuses
 
 ROOT = Path(__file__).parent.parent
-NOTICE = re.compile(r"I\d{4} .*(tokenizing|preparing) ")
 
 CONFIG = """
 from configs import base
@@ -40,43 +33,6 @@ def get_config():
     config.logging.update(every=1, tensorboard=False)
     return config
 """
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def call(entry, *arguments):
-    """Runs `python -m fastlm.<entry> <arguments>` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    defined, argv, status = set(flags.FLAGS), sys.argv, 0
-    hooks = sys.unraisablehook, threading.excepthook
-    sys.argv = [entry, *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_module(f"fastlm.{entry}", run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        status = end.code or 0
-    finally:
-        sys.argv = argv
-        sys.unraisablehook, threading.excepthook = hooks
-        for name in set(flags.FLAGS) - defined:
-            if flags.FLAGS.find_module_defining_flag(name).endswith(f"fastlm/{entry}.py"):
-                delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
-    return Outcome(status, out.getvalue(), err.getvalue())
-
-
-def refuses(message, entry, *arguments):
-    """Asserts that a command ends in one error line that contains `message`."""
-    outcome = call(entry, *arguments)
-    lines = [line for line in outcome.err.splitlines() if line.strip() and not NOTICE.match(line)]
-    assert outcome.status == 2, outcome
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
 
 
 def contents(folder):

@@ -12,8 +12,8 @@ from fastlm.models import huggingface
 from fastlm.parallel import mesh as meshes
 from fastlm.training import build, loop, restore
 from tests.data import marian_files
+from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import GOLDEN, WORDS, copied, options_of, with_tokenizer
-from tests.test_bad_input import call, refuses
 
 
 @pytest.fixture(autouse=True)

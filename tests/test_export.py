@@ -5,8 +5,8 @@ import json
 import pytest
 from jax import export
 
+from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import copied, with_tokenizer
-from tests.test_bad_input import call, refuses
 
 
 @pytest.fixture(scope="module")

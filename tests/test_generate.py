@@ -10,8 +10,8 @@ from fastlm.data import chat
 from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
 from fastlm.training import build, restore
+from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import ROBERTA, copied, with_tokenizer
-from tests.test_bad_input import call, refuses
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}a"
 

@@ -7,8 +7,8 @@ import pytest
 
 from fastlm.models import ModelConfig, abstract
 from fastlm.training import build, loop
+from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import copied, with_tokenizer
-from tests.test_bad_input import call, refuses
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from fastlm.decoding import beam
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks.masked_language_modeling import CHOICES, fill
 from fastlm.training import restore
+from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import copied, options_of, store, tensors_of, with_options, with_tokenizer
-from tests.test_bad_input import call, refuses
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from fastlm.tasks import code_generation
 from fastlm.tasks.code_generation import Attempts, CodeGeneration, function_body, solve
 from fastlm.tasks.kind import Trained
 from fastlm.tasks.language_modeling import LanguageModeling
-from tests.test_bad_input import call, refuses
+from tests.entry_points import call, refuses
 
 BASICS = Path(__file__).parents[2] / "experiments" / "problems" / "basics.jsonl"
 TOKENIZER = byte_level.ByteTokenizer()

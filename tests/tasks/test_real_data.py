@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.test_bad_input import call
+from tests.entry_points import call
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
