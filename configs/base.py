@@ -27,6 +27,17 @@ def get_config() -> ConfigDict:
         }
     )
 
+    config.distilled = ConfigDict(
+        {
+            "teachers": (),
+            "step": "",
+            "dtype": "",
+            "weights": "",
+            "terms": (("cross_entropy", 0.5), ("forward_kl(temperature=2.0)", 0.5)),
+            "on_policy": {"share": 0.0, "prompt": 0, "temperature": 1.0},
+        }
+    )
+
     # fastlm.training.initial.Init; with a source, of the model's keys those count that the command line names or that
     # differ from the values here; a config that sets one to the value here gives a section of its own,
     # config.model = ConfigDict({"dropout": 0.0}), of which every key counts
@@ -94,7 +105,7 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # fastlm.data.tokenizers.make
+    # fastlm.data.tokenizers.make; kind "checkpoint" takes that of the workdir `path`
     config.tokenizer = ConfigDict({"kind": "bpe", "path": "", "vocab_size": 4096})
 
     # fastlm.data.settings.Data; sources are (spec, share)

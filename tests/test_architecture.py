@@ -1,6 +1,9 @@
 """The floors of the design: a file imports from its own floor or below, and models never import compress."""
 
 import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -95,3 +98,15 @@ def test_top_level_is_fixed():
         p.name for p in ROOT.iterdir() if not p.name.startswith(".") and p.name not in ("runs", "data", "__pycache__")
     }
     assert here <= TOP_LEVEL, here - TOP_LEVEL
+
+
+def test_every_name_is_defined():
+    """Ruff's check is off, because it takes the dims of jaxtyping's hints for names; these have one letter."""
+    command = ["ruff", "check", ".", "--select", "F821", "--output-format", "json", "--exit-zero", "--no-cache"]
+    found = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [
+        (one["message"].split("`")[1], f"{one['filename']}:{one['location']['row']}")
+        for one in json.loads(found.stdout)
+    ]
+    assert any(len(name) == 1 for name, _ in names), "the check itself found nothing"
+    assert [place for place in names if len(place[0]) > 1] == []

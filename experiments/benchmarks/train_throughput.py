@@ -13,6 +13,7 @@ quartiles. PyTorch is optional: without --torch-python only fastlm is measured.
 import argparse
 import functools
 import json
+import os
 import statistics
 from collections.abc import Callable
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fastlm.compress.setting import Setting
 from fastlm.errors import UserError
 from fastlm.ops import paths
 from fastlm.ops.contract import dense
@@ -47,12 +48,13 @@ class Lora:
         if not 0 < self.alpha < math.inf:
             raise UserError(f"config.lora.alpha: must be a positive number, got {self.alpha}")
 
-    def __call__(self, task: Task) -> Task:
-        """Returns the task with frozen weights and thin matrices beside them.
+    def __call__(self, task: Task, setting: Setting | None = None) -> Task:
+        """Returns the task with frozen weights and thin matrices beside them; of the setting it needs nothing.
 
         Raises:
           UserError: a pattern selects nothing.
         """
+        del setting
         sides = {path: names for path, names in task.axes.items() if path.startswith("model/")}
         matches = lambda patterns, path: any(paths.matches(pattern, path) for pattern in patterns)
         adapted = sorted(path for path, names in sides.items() if len(names) == 2 and matches(self.paths, path))

@@ -7,10 +7,12 @@ two-sided, of the differences centred on their mean (Riezler and Maxwell 2005), 
 sacrebleu reports too. Left out: the bias-corrected bootstrap; scores here are close to unbiased.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from fastlm.errors import UserError
 
@@ -29,6 +31,14 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.error:.2g}"
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A difference with its 95% interval."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,40 @@ def paired_bootstrap(
     as_large = np.sum(np.abs(drawn - drawn.mean()) >= abs(difference))
     p_value = float((as_large + 1) / (resamples + 1))  # never zero: the sample itself is one of the draws
     return PairedBootstrap(difference, *_spread(drawn, count), p_value)
+
+
+def paired_over_seeds(first: np.ndarray, second: np.ndarray, weights: Values) -> Difference:
+    """Returns the difference of two systems, each trained from several seeds and scored on the same examples.
+
+    A system's score is a ratio of sums: of its values over the weights, over examples, its mean over seeds. The
+    error is that of other examples (by linearisation) and of other seeds (seed s of the one is paired with seed s
+    of the other); the interval has Student's quantile at the degrees of freedom of Welch and Satterthwaite, so
+    that few seeds which disagree make it wide. With one seed only examples count.
+
+    Args:
+      first, second: summed scores [S, N] by seed and example.
+      weights: what each example counts for [N]: 1, or its bytes where scores are bits.
+
+    Raises:
+      UserError: there are fewer than two examples, or the shapes differ.
+    """
+    first, second, weights = np.asarray(first, np.float64), np.asarray(second, np.float64), _checked(weights)
+    if first.shape != second.shape or first.ndim != 2 or first.shape[1] != len(weights) or min(first.shape) < 1:
+        raise UserError(
+            f"paired differences need two arrays [seeds, {len(weights)} examples], not {first.shape} and {second.shape}"
+        )
+    seeds, count = first.shape
+    if count < 2:
+        raise UserError("paired differences need at least two examples")
+    differences, total = first - second, weights.sum()
+    value = float(differences.mean(axis=0).sum() / total)
+    residuals = differences.mean(axis=0) - value * weights
+    of_examples = count / (count - 1) * float(np.sum(residuals**2)) / total**2
+    of_seeds = float(np.var(differences.sum(axis=1) / total, ddof=1)) / seeds if seeds > 1 else 0.0
+    error = math.sqrt(of_examples + of_seeds)
+    freedom = of_examples**2 / (count - 1) + (of_seeds**2 / (seeds - 1) if seeds > 1 else 0.0)
+    quantile = float(stats.t.ppf(0.975, error**4 / freedom)) if error else 0.0
+    return Difference(value, error, count, value - quantile * error, value + quantile * error)
 
 
 def _draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

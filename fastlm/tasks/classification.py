@@ -7,11 +7,13 @@ Dims: B batch, T time, C classes.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fastlm.data.bucketing import Encode
 from fastlm.data.examples import Row
@@ -20,10 +22,12 @@ from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError, nearest
 from fastlm.measurement import classification_scores
 from fastlm.models import Model, ModelConfig
-from fastlm.tasks.kind import Scored, Trained
+from fastlm.ops.chunked_loss import MASK
+from fastlm.ops.cross_entropy import TARGETS, CrossEntropy
+from fastlm.tasks.kind import Scored, TaskKind, Trained
 from fastlm.tasks.rows import Joiner, predictions, rows_by_record
-from fastlm.tasks.task import Batch, Task, of_model
-from fastlm.tasks.texts import TextsKind, text_logits
+from fastlm.tasks.task import Batch, Predictions, Task, of_model
+from fastlm.tasks.texts import TextsKind, read_texts, text_logits
 
 MOST_LABELS = 1000
 
@@ -92,6 +96,13 @@ class Classification(TextsKind):
 
         return encode
 
+    def difference(self, other: TaskKind) -> str:
+        """Labels have to be the same, in the same order."""
+        others = getattr(other, "labels", self.labels)
+        if others == self.labels:
+            return super().difference(other)
+        return f"its labels are {', '.join(others[:10])}, here {', '.join(self.labels[:10])}; set config.task.labels"
+
     def make(self, model: Model, tokenizer: Tokenizer) -> Task:
         """Returns the task."""
         del tokenizer
@@ -131,21 +142,35 @@ class Classification(TextsKind):
         return rows_by_record(self.load(data, split), list(found)), said
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelCrossEntropy(CrossEntropy):
+    """Cross-entropy with the right label, which also reports the likeliest one."""
+
+    def __call__(self, logits: Array, shared: Any, piece: Mapping[str, Array]) -> tuple[Array, Any]:
+        """Returns (loss, (nll, likeliest label)) of each prediction."""
+        loss, scores = super().__call__(logits, shared, piece)
+        return loss, (scores.nll, jnp.argmax(logits, axis=-1))
+
+    def with_gradient(self, logits: Array, shared: Any, piece: Mapping[str, Array]) -> tuple[Array, Any, Array]:
+        """Returns the same and the gradient by the logits."""
+        loss, scores, gradient = super().with_gradient(logits, shared, piece)
+        return loss, (scores.nll, jnp.argmax(logits, axis=-1)), gradient
+
+
 def make(model: Model, label_smoothing: float = 0.0) -> Task:
     """Returns the task; `predict` gives logits [B, C]."""
 
-    def loss(weights, constants, carry, batch, step, rng):
-        del constants, step
-        logits, mask = text_logits(model, weights, batch, rng), batch["row_mask"]
-        log_probabilities = jax.nn.log_softmax(logits)
-        wanted = jax.nn.one_hot(batch["label"], logits.shape[-1])
-        nll = -jnp.sum(wanted * log_probabilities, axis=-1)
-        smooth = -jnp.mean(log_probabilities, axis=-1)
-        total = jnp.sum(((1 - label_smoothing) * nll + label_smoothing * smooth) * mask)
-        said = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-        confusion = jnp.einsum("bi,bj,b->ij", wanted, said, mask)
-        sums = {"nll": jnp.sum(nll * mask), "confusion": confusion}
-        return total, jnp.sum(mask), (carry, {"sums": sums})
+    def read(weights, constants, carry, batch, rng, capture):
+        del constants
+        found = read_texts(model, weights, batch, rng, capture)
+        return found._replace(pieces=found.pieces | {TARGETS: batch["label"][:, None]}, carry=carry)
+
+    def sums(scores, pieces, constants):
+        del constants
+        (nll, said), mask = scores, pieces[MASK]
+        one_hot = lambda labels: jax.nn.one_hot(labels, model.cfg.classes)
+        confusion = jnp.einsum("bpi,bpj,bp->ij", one_hot(pieces[TARGETS]), one_hot(said), mask)
+        return {"nll": jnp.sum(nll * mask), "confusion": confusion}
 
     def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
         del constants
@@ -153,7 +178,14 @@ def make(model: Model, label_smoothing: float = 0.0) -> Task:
 
     return of_model(
         model.cfg,
-        loss=loss,
+        predictions=Predictions(
+            read=read,
+            head=model.head,
+            head_params=lambda weights: model.head_params(weights["model"]),
+            objective=LabelCrossEntropy(label_smoothing=label_smoothing),
+            sums=sums,
+            chunk=model.compute.loss_chunk,
+        ),
         summarize=summarize,
         predict=predict,
     )

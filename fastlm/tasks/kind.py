@@ -96,6 +96,11 @@ class TaskKind(ABC):
                 f"{' or '.join(self.families)} with head '{self.head}'; convert it with --head, or fine-tune it"
             )
 
+    def difference(self, other: "TaskKind") -> str:
+        """Returns in what another kind's answers are not about the same as this one's; "" where they are."""
+        ours, others = type(self).__name__, type(other).__name__
+        return "" if ours == others else f"{others}, where this is {ours}"
+
     def standalone(self, params: Any) -> Any:
         """Returns the model's weights such that its outputs alone are the answer, for readers that know no kinds."""
         return params
@@ -202,8 +207,8 @@ class TextKind(TaskKind):
         )
 
     def score(self, trained: Trained, data: Data, evaluation: Evaluation, split: str, limit: int = 0) -> Scored:
-        """Scores every token, with the standard error over documents."""
+        """Scores every token, with the standard error over documents; outputs are each document's sums."""
         cfg, tokenizer = trained.model.cfg, trained.tokenizer
         batches = self.eval_batches(cfg, tokenizer, data, evaluation, split, limit)
         predict = jax.jit(trained.task.predict)
-        return Scored(evaluate_documents(predict, trained.task, trained.weights, batches, trained.mesh))
+        return Scored(*evaluate_documents(predict, trained.task, trained.weights, batches, trained.mesh))

@@ -9,6 +9,7 @@ do (`data.mode = "stream"`), in training and in evaluation; the memory is part o
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
 from fastlm.models import attention as attention_kinds
-from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.ops.chunked_loss import MASK
+from fastlm.ops.cross_entropy import TARGETS, CrossEntropy, TokenScores
 from fastlm.tasks.kind import TextKind
-from fastlm.tasks.task import Task, of_model
+from fastlm.tasks.task import Predictions, Read, Task, captured, of_model
 from fastlm.tasks.writing import Writing, continuing
 
 
@@ -67,7 +69,7 @@ class LanguageModeling(TextKind):
 def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Task:
     """Returns the task of predicting each next token.
 
-    `predict` gives, per token [B, T], what `loss` sums: nll (nats), correct, tokens (1 where scored), bytes.
+    `predict` gives, per token [B, T], what `loss` sums: see `per_token`.
 
     Args:
       token_bytes: [V'] bytes of text that each token stands for; ids from V' to V stand for none.
@@ -77,55 +79,53 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
 
     unused = model.cfg.vocab_size - len(token_bytes)
 
-    def read(weights, carry, batch, rng):
+    def read(weights, constants, carry, batch, rng, capture):
+        del constants
         options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
         goes_on = carry != () and "reset" in batch
         if goes_on:
             options["cache"] = carry.emptied(batch["reset"])
-        hidden, aux = model.features(weights["model"], batch["tokens"], rng=rng, **options)
-        return hidden, aux["cache"] if goes_on else carry
+        hidden, aux = model.features(weights["model"], batch["tokens"], rng=rng, capture=capture, **options)
+        mask = batch["loss_mask"].astype(jnp.float32)
+        pieces = {TARGETS: batch["targets"], MASK: mask}
+        documents = batch.get("segment_ids", jnp.ones_like(batch["tokens"]))
+        own = captured(aux, capture)
+        return Read(hidden, pieces, aux["cache"] if goes_on else carry, own, {"": documents})
 
-    def loss(weights, constants, carry, batch, step, rng):
-        del step
-        params, mask = weights["model"], batch["loss_mask"].astype(jnp.float32)
-        hidden, carry = read(weights, carry, batch, rng)
-        total, scores = chunked_cross_entropy(
-            model.head,
-            model.head_params(params),
-            hidden,
-            batch["targets"],
-            mask,
-            chunk=model.compute.loss_chunk,
-            z_loss=z_loss,
-            label_smoothing=label_smoothing,
-        )
-        text_bytes = jnp.sum(jnp.take(constants["token_bytes"], batch["targets"], mode="clip") * mask)
-        sums = {
-            "nll": jnp.sum(scores.nll * mask),
-            "correct": jnp.sum(scores.correct * mask),
-            "tokens": jnp.sum(mask),
-            "bytes": text_bytes,
-        }
-        return total, sums["tokens"], (carry, {"sums": sums})
+    predictions = Predictions(
+        read=read,
+        head=model.head,
+        head_params=lambda weights: model.head_params(weights["model"]),
+        objective=CrossEntropy(z_loss, label_smoothing),
+        sums=token_sums,
+        chunk=model.compute.loss_chunk,
+    )
 
     def predict(weights: Any, constants: Any, carry: Any, batch: dict) -> tuple[Any, dict[str, Array]]:
-        params, mask = weights["model"], batch["loss_mask"].astype(jnp.float32)
-        hidden, carry = read(weights, carry, batch, None)
-        scores = chunked_scores(
-            model.head, model.head_params(params), hidden, batch["targets"], chunk=model.compute.loss_chunk
-        )
-        text_bytes = jnp.take(constants["token_bytes"], batch["targets"], mode="clip")
-        found = {"nll": scores.nll, "correct": scores.correct, "tokens": jnp.ones_like(mask), "bytes": text_bytes}
-        return carry, {name: values * mask for name, values in found.items()}
+        found = read(weights, constants, carry, batch, None, ())
+        return found.carry, per_token(predictions.scored(weights, found)[1], found.pieces, constants)
 
     return of_model(
         model.cfg,
-        loss=loss,
+        predictions=predictions,
         summarize=summarize,
         predict=predict,
         carry=lambda rows: model.empty_carry(rows) or (),
         constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},
     )
+
+
+def per_token(scores: TokenScores, pieces: Mapping[str, Array], constants: Any) -> dict[str, Array]:
+    """Returns what a loss sums for each token [B, T]: nll (nats), correct, tokens (1 where scored), bytes."""
+    mask = pieces[MASK]
+    text_bytes = jnp.take(constants["token_bytes"], pieces[TARGETS], mode="clip")
+    found = {"nll": scores.nll, "correct": scores.correct, "tokens": jnp.ones_like(mask), "bytes": text_bytes}
+    return {name: values * mask for name, values in found.items()}
+
+
+def token_sums(scores: TokenScores, pieces: Mapping[str, Array], constants: Any) -> dict[str, Array]:
+    """Returns the sums of `per_token`."""
+    return {name: jnp.sum(values) for name, values in per_token(scores, pieces, constants).items()}
 
 
 def summarize(sums: dict[str, float]) -> dict[str, float]:

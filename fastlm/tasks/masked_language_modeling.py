@@ -13,13 +13,13 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from fastlm.data import sources
 from fastlm.data.settings import Data, Evaluation
@@ -27,11 +27,12 @@ from fastlm.data.tokenizers import Tokenizer
 from fastlm.decoding.inputs import bucket
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig
-from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.ops.chunked_loss import MASK
+from fastlm.ops.cross_entropy import TARGETS, CrossEntropy, TokenScores
 from fastlm.parallel.rules import constrain
 from fastlm.tasks.kind import TextKind, Trained
 from fastlm.tasks.rows import row_layout
-from fastlm.tasks.task import Batch, Task, of_model
+from fastlm.tasks.task import Batch, Predictions, Read, Task, captured, of_model
 
 HOLE = "[MASK]"  # how a person writes what is to be guessed
 CHOICES = 5
@@ -157,48 +158,47 @@ def make(model: Model, mask_id: int, special: Array, mask_share: float) -> Task:
         kept = {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
         return kept | {"tokens": seen, "places": places, "targets": targets, "loss_mask": mask}
 
-    def at_places(weights: Any, batch: Batch, rng: Array | None) -> Float[Array, "B M D"]:
+    def read(weights, constants, carry, batch, rng, capture):
+        del constants
         options = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
-        hidden, _ = model.features(weights["model"], batch["tokens"], rng=rng, **options)
-        return jnp.take_along_axis(hidden, batch["places"][..., None], axis=1)
+        hidden, aux = model.features(weights["model"], batch["tokens"], rng=rng, capture=capture, **options)
+        hidden = jnp.take_along_axis(hidden, batch["places"][..., None], axis=1)
+        pieces = {TARGETS: batch["targets"], MASK: batch["loss_mask"]}
+        return Read(hidden, pieces, carry, captured(aux, capture), {"": batch["segment_ids"]})
 
-    def loss(weights, constants, carry, batch, step, rng):
-        del constants, step
-        hidden, mask = at_places(weights, batch, rng), batch["loss_mask"]
-        total, scores = chunked_cross_entropy(
-            model.head,
-            model.head_params(weights["model"]),
-            hidden,
-            batch["targets"],
-            mask,
-            chunk=model.compute.loss_chunk,
-        )
-        sums = {
-            "nll": jnp.sum(scores.nll * mask),
-            "correct": jnp.sum(scores.correct * mask),
-            "tokens": jnp.sum(mask),
-        }
-        return total, sums["tokens"], (carry, {"sums": sums})
+    predictions = Predictions(
+        read=read,
+        head=model.head,
+        head_params=lambda weights: model.head_params(weights["model"]),
+        objective=CrossEntropy(),
+        sums=sums,
+        chunk=model.compute.loss_chunk,
+    )
 
     def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         asked = prepare(weights, constants, batch, jnp.zeros((), jnp.int32), None)
-        hidden, mask = at_places(weights, asked, None), asked["loss_mask"]
-        scores = chunked_scores(
-            model.head, model.head_params(weights["model"]), hidden, asked["targets"], chunk=model.compute.loss_chunk
-        )
+        found = read(weights, constants, carry, asked, None, ())
+        scores, mask = predictions.scored(weights, found)[1], asked["loss_mask"]
         rows = jnp.arange(mask.shape[0])[:, None]
         spread = lambda values: jnp.zeros(batch["tokens"].shape).at[rows, asked["places"]].add(values * mask)
-        found = {"nll": spread(scores.nll), "correct": spread(scores.correct), "tokens": spread(jnp.ones_like(mask))}
-        return carry, found
+        said = {"nll": spread(scores.nll), "correct": spread(scores.correct), "tokens": spread(jnp.ones_like(mask))}
+        return carry, said
 
     return of_model(
         model.cfg,
         prepare=prepare,
-        loss=loss,
+        predictions=predictions,
         summarize=summarize,
         predict=predict,
         constants={"special": special},
     )
+
+
+def sums(scores: TokenScores, pieces: Mapping[str, Array], constants: Any) -> dict[str, Array]:
+    """Returns what `summarize` reads."""
+    del constants
+    mask = pieces[MASK]
+    return {"nll": jnp.sum(scores.nll * mask), "correct": jnp.sum(scores.correct * mask), "tokens": jnp.sum(mask)}
 
 
 def choose(key: Array, asked: Array, share: float) -> tuple[Array, Array]:

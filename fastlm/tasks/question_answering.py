@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -26,11 +25,13 @@ from fastlm.data.tokenizers import Tokenizer
 from fastlm.errors import UserError
 from fastlm.measurement.answer_scores import answer_scores
 from fastlm.models import Model, ModelConfig
+from fastlm.ops.chunked_loss import MASK
+from fastlm.ops.cross_entropy import TARGETS, CrossEntropy
 from fastlm.tasks import cloze
 from fastlm.tasks.context_windows import FIRST, WHERE, ContextWindows, Window, Windowing
 from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.rows import RowsKind, predictions, row_layout, rows_by_record, segments
-from fastlm.tasks.task import Batch, Task, of_model
+from fastlm.tasks.task import Batch, Predictions, Read, Task, captured, of_model
 
 # Finite, so that sums and differences of what cannot be stay numbers.
 IMPOSSIBLE = -1e9
@@ -238,33 +239,39 @@ def best_windows(rows: Iterable[Row], found: Iterable[dict[str, np.ndarray]]) ->
 def make(model: Model, most_answer_tokens: int) -> Task:
     """Returns the task; `predict` gives each window's best span: score, first, last [B]."""
 
-    def logits_of(weights: Any, batch: Batch, rng: Any) -> tuple[Array, Array]:
-        hidden, _ = model.features(
+    def read(weights, constants, carry, batch, rng, capture):
+        """A row's two predictions, first and last, are distributions over its places: the head comes before them."""
+        del constants
+        real = segments(batch)
+        hidden, aux = model.features(
             weights["model"],
             batch["tokens"],
-            segment_ids=segments(batch),
+            segment_ids=real,
             packed=False,
             token_types=batch.get("token_types"),
             rng=rng,
+            capture=capture,
         )
-        logits = model.head(weights["model"], hidden)
+        logits = jnp.swapaxes(model.head(weights["model"], hidden), 1, 2)
         possible = in_context(batch).at[:, 0].set(True)
-        return tuple(jnp.where(possible, logits[..., i], IMPOSSIBLE) for i in range(2))
+        wanted = jnp.stack([batch["answer_first"], batch["answer_last"]], axis=1)
+        mask = jnp.broadcast_to(batch["row_mask"][:, None], wanted.shape)
+        logits, pieces = jnp.where(possible[:, None], logits, IMPOSSIBLE), {TARGETS: wanted, MASK: mask}
+        return Read(logits, pieces, carry, captured(aux, capture), {"": real})
 
-    def loss(weights, constants, carry, batch, step, rng):
-        del constants, step
-        mask, nll, right = batch["row_mask"], 0.0, 1.0
-        ends = ("answer_first", "answer_last")
-        for name, logits in zip(ends, logits_of(weights, batch, rng)):
-            wanted = batch[name][:, None]
-            nll -= 0.5 * jnp.take_along_axis(jax.nn.log_softmax(logits), wanted, axis=1)[:, 0]
-            right *= jnp.argmax(logits, axis=1) == batch[name]
-        sums = {"nll": jnp.sum(nll * mask), "right": jnp.sum(right * mask), "rows": jnp.sum(mask)}
-        return sums["nll"], sums["rows"], (carry, {"sums": sums})
+    def sums(scores, pieces, constants):
+        del constants
+        mask = pieces[MASK]
+        right = jnp.prod(scores.correct, axis=1)
+        return {
+            "nll": 0.5 * jnp.sum(scores.nll * mask),
+            "right": jnp.sum(right * mask[:, 0]),
+            "rows": jnp.sum(mask[:, 0]),
+        }
 
     def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
-        del constants
-        start, end = logits_of(weights, batch, None)
+        logits = read(weights, constants, (), batch, None, ()).hidden
+        start, end = logits[:, 0], logits[:, 1]
         inside = in_context(batch)
         score, first, last = best_spans(
             jnp.where(inside, start, IMPOSSIBLE), jnp.where(inside, end, IMPOSSIBLE), most_answer_tokens
@@ -273,10 +280,21 @@ def make(model: Model, most_answer_tokens: int) -> Task:
 
     return of_model(
         model.cfg,
-        loss=loss,
+        predictions=Predictions(
+            read=read,
+            head=_as_they_are,
+            head_params=lambda weights: {},
+            objective=CrossEntropy(),
+            sums=sums,
+        ),
         summarize=summarize,
         predict=predict,
     )
+
+
+def _as_they_are(params: Any, logits: Array) -> Array:
+    del params
+    return logits
 
 
 def in_context(batch: Batch) -> Bool[Array, "B T"]:

@@ -45,8 +45,10 @@ def evaluate(
 
 def evaluate_documents(
     predict: Callable, task: Task, weights: Any, batches: Iterable[HostBatch], mesh: Mesh
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Returns the task's metrics, with the standard error over documents of bits_per_byte, or else of the loss.
+
+    Beside them each document's sums, with its number, for comparing models document by document.
 
     Args:
       predict: jitted `task.predict`; returns per-token arrays [B, T] named like the task's sums.
@@ -77,7 +79,7 @@ def evaluate_documents(
         metrics["loss_error"] = statistics.ratio_of_sums([s["nll"] for s in sums], [s["tokens"] for s in sums]).error
     if len(sums) > 1:
         metrics["documents"] = float(len(sums))
-    return metrics
+    return metrics, [{"document": number, **of_one} for number, of_one in sorted(per_document.items())]
 
 
 def _gathered(scores: dict[str, jax.Array]) -> dict[str, jax.Array]:

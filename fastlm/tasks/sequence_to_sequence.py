@@ -17,7 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from fastlm.data.bucketing import Encode
 from fastlm.data.encoded import CUT
@@ -29,11 +29,13 @@ from fastlm.decoding import beam, sample
 from fastlm.errors import UserError, nearest
 from fastlm.measurement import statistics, text_scores
 from fastlm.models import Model, ModelConfig
-from fastlm.ops.cross_entropy import chunked_cross_entropy, chunked_scores
+from fastlm.ops.chunked_loss import MASK
+from fastlm.ops.cross_entropy import TARGETS, CrossEntropy
 from fastlm.tasks.kind import Scored, Trained
+from fastlm.tasks.language_modeling import per_token, token_sums
 from fastlm.tasks.rows import RowsKind, rows_by_record, segments
 from fastlm.tasks.scoring import gather_host
-from fastlm.tasks.task import Batch, Task, of_model
+from fastlm.tasks.task import Batch, Predictions, Read, Task, captured, of_model
 from fastlm.tasks.writing import Writing
 
 
@@ -305,47 +307,37 @@ def make(model: Model, token_bytes: np.ndarray, label_smoothing: float = 0.0) ->
     """Returns the task of writing targets; `predict` gives, per token [B, T], what `loss` sums."""
     unused = model.cfg.vocab_size - len(token_bytes)
 
-    def read(weights: Any, batch: Batch, rng: Array | None) -> tuple[Float[Array, "B T D"], Float[Array, "B T"]]:
-        params, real = weights["model"], segments(batch)
-        mask = real * batch.get("scored", real) * batch["row_mask"][:, None]
-        memory = None
+    def read(weights, constants, carry, batch, rng, capture):
+        del constants
+        params, written = weights["model"], segments(batch)
+        mask = written * batch.get("scored", written) * batch["row_mask"][:, None]
+        documents, own, memory = {"": written}, {}, None
         if "source" in batch:
-            memory, _ = model.encode(params, batch["source"], segment_ids=segments(batch, "source"), rng=rng)
+            source = segments(batch, "source")
+            memory, aux = model.encode(params, batch["source"], segment_ids=source, rng=rng, capture=capture)
+            documents["encoder"], own = source, captured(aux, capture, "encoder")
         # What pads a target stands behind it, where a causal decoder does not look.
-        hidden, _ = model.features(params, batch["tokens"], memory=memory, rng=rng)
-        return hidden, mask.astype(jnp.float32)
+        hidden, aux = model.features(params, batch["tokens"], memory=memory, rng=rng, capture=capture)
+        pieces = {TARGETS: batch["targets"], MASK: mask.astype(jnp.float32)}
+        return Read(hidden, pieces, carry, own | captured(aux, capture), documents)
 
-    def loss(weights, constants, carry, batch, step, rng):
-        del step
-        hidden, mask = read(weights, batch, rng)
-        total, scores = chunked_cross_entropy(
-            model.head,
-            model.head_params(weights["model"]),
-            hidden,
-            batch["targets"],
-            mask,
-            chunk=model.compute.loss_chunk,
-            label_smoothing=label_smoothing,
-        )
-        text_bytes = jnp.take(constants["token_bytes"], batch["targets"], mode="clip") * mask
-        sums = {
-            "nll": jnp.sum(scores.nll * mask),
-            "correct": jnp.sum(scores.correct * mask),
-            "tokens": jnp.sum(mask),
-            "bytes": jnp.sum(text_bytes),
-        }
-        return total, sums["tokens"], (carry, {"sums": sums})
+    predictions = Predictions(
+        read=read,
+        head=model.head,
+        head_params=lambda weights: model.head_params(weights["model"]),
+        objective=CrossEntropy(label_smoothing=label_smoothing),
+        sums=token_sums,
+        chunk=model.compute.loss_chunk,
+    )
 
     def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
-        del constants
-        hidden, mask = read(weights, batch, None)
-        params = model.head_params(weights["model"])
-        scores = chunked_scores(model.head, params, hidden, batch["targets"], chunk=model.compute.loss_chunk)
-        return carry, {"nll": scores.nll * mask, "correct": scores.correct * mask, "tokens": mask}
+        found = read(weights, constants, carry, batch, None, ())
+        said = per_token(predictions.scored(weights, found)[1], found.pieces, constants)
+        return carry, {name: said[name] for name in ("nll", "correct", "tokens")}
 
     return of_model(
         model.cfg,
-        loss=loss,
+        predictions=predictions,
         summarize=summarize,
         predict=predict,
         constants={"token_bytes": jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, unused))},

@@ -5,6 +5,7 @@ Dims: B batch, C numbers per text.
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from jaxtyping import Array, Float
@@ -14,8 +15,9 @@ from fastlm.data.examples import Row
 from fastlm.data.settings import Data
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.models import Model, ModelConfig
+from fastlm.ops.chunked_loss import MASK
 from fastlm.tasks.rows import Joiner, RowsKind, segments
-from fastlm.tasks.task import Batch
+from fastlm.tasks.task import Batch, Read, captured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,14 @@ class TextsKind(RowsKind):
 
 def text_logits(model: Model, weights: Any, batch: Batch, rng: Array | None) -> Float[Array, "B C"]:
     """Runs a model with a "sequence" head over padded texts."""
-    params, real = weights["model"], segments(batch)
+    return model.head(weights["model"], read_texts(model, weights, batch, rng).hidden[:, 0])
+
+
+def read_texts(model: Model, weights: Any, batch: Batch, rng: Array | None, capture: Iterable[str] = ()) -> Read:
+    """Runs a model over padded texts up to its "sequence" head: one prediction each, P = 1; no pieces but a mask."""
+    real = segments(batch)
     options = {"segment_ids": real, "packed": False, "token_types": batch.get("token_types")}
-    hidden, _ = model.features(params, batch["tokens"], rng=rng, **options)
-    return model.head(params, model.pool(hidden, real))
+    hidden, aux = model.features(weights["model"], batch["tokens"], rng=rng, capture=capture, **options)
+    pieces = {MASK: batch["row_mask"][:, None]}
+    pooled = model.pool(hidden, real)[:, None]
+    return Read(pooled, pieces, (), captured(aux, capture), {"": real})

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from fastlm import configuration, tasks
-from fastlm.compress import WRAPPERS
+from fastlm.compress import WRAPPERS, Setting
 from fastlm.configuration import naming
 from fastlm.data import pipeline, tokenizers
 from fastlm.data.settings import Data, Evaluation
@@ -44,6 +44,7 @@ SETTINGS: dict[str, type] = {
     "init": Init,
 }
 PARTS = ("task", "model", "compute", "tokenizer", "optimizer", "schedule", "mesh")
+OF_CHECKPOINT = "checkpoint"  # the kind of tokenizer that is another run's, whose workdir is its path
 SECTIONS = ("seed", "wrappers", *PARTS, *SETTINGS, *WRAPPERS)
 
 
@@ -115,7 +116,10 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
 
     with naming("data"):
         kind = tasks.make_kind(section("task")).resolve(data)
-    if start is None or section("tokenizer").get("path"):
+    if section("tokenizer").get("kind") == OF_CHECKPOINT:
+        with naming("tokenizer"):
+            tokenizer = initial.start(_source_of_tokenizer(section("tokenizer"))).tokenizer
+    elif start is None or section("tokenizer").get("path"):
         with naming("tokenizer"):
             tokenizer = make_tokenizer(section("tokenizer"), kind, data)
     else:
@@ -125,7 +129,9 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         cfg = kind.fit(cfg, tokenizer, data)
     _check_prompts(sample.prompts, tokenizer, cfg)
     model = Model(cfg, compute)
-    task = _wrapped(kind.make(model, tokenizer), config)
+    checkpoint = lambda workdir, step: initial.start(Init(workdir, step))
+    setting = Setting(model, kind, tokenizer, mesh, data.length, training.steps, checkpoint)
+    task = _wrapped(kind.make(model, tokenizer), setting, config)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
     optimizer = make_optimizer(section("optimizer"), schedule, task, shapes)
     eval_batches = functools.partial(_naming_data(kind.eval_batches), cfg, tokenizer, data, evaluation)
@@ -167,12 +173,20 @@ def make_tokenizer(values: dict[str, Any], kind: TaskKind, data: Data) -> tokeni
     return configuration.make(tokenizers.make, "tokenizer", values, documents=documents, data_dir=data.data_dir)
 
 
-def _wrapped(task: Task, config: Mapping[str, Any]) -> Task:
+def _source_of_tokenizer(values: dict[str, Any]) -> Init:
+    """Checks the section of a tokenizer that a trained model has."""
+    values = configuration.arguments(tokenizers.make, "tokenizer", values, ("documents", "data_dir"))
+    if not values.get("path"):
+        raise UserError(f"config.tokenizer.path: kind '{OF_CHECKPOINT}' needs the workdir of a trained model")
+    return Init(values["path"])
+
+
+def _wrapped(task: Task, setting: Setting, config: Mapping[str, Any]) -> Task:
     """Folds the wrappers that `config.wrappers` names, each made from its own section."""
     for name in configuration.checked(config.get("wrappers", ()), tuple[str, ...], "config.wrappers"):
         if name not in WRAPPERS:
             raise UserError(f"config.wrappers: no '{name}'{nearest(name, WRAPPERS)}; one of: {', '.join(WRAPPERS)}")
-        task = configuration.make(WRAPPERS[name], name, _section(config, name))(task)
+        task = configuration.make(WRAPPERS[name], name, _section(config, name))(task, setting)
     return task
 
 

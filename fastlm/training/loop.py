@@ -279,7 +279,7 @@ def _train(current: Run, writer: metrics.MetricsWriter, stop: StopRequest, matmu
                     evaluated = current.evaluate(e.evaluation.split, e.evaluation.batches)
                 current.last_metrics = evaluated
                 writer.write(current.step, evaluated, prefix=e.evaluation.split)
-                bar.message(_line(current.step, e.evaluation.split, evaluated))
+                bar.message("\n".join([_line(current.step, e.evaluation.split, evaluated), *e.task.remarks(evaluated)]))
                 bar.update(current.step, {f"{e.evaluation.split}_{k}": v for k, v in evaluated.items()})
             stopping = stop.now(current.step)
             if current.is_best(evaluated) or last or stopping or current.step % e.checkpoint.every == 0:
@@ -382,12 +382,13 @@ class Meter:
 
 def describe(experiment: Experiment) -> dict[str, Any]:
     """Returns what a checkpoint says about itself, enough to rebuild model and tokenizer."""
+    beside = {"huggingface": experiment.origin, "origins": experiment.task.origins}
     return {
         "model": json.loads(experiment.model.cfg.to_json()),
         "tokenizer": experiment.tokenizer.to_json(),
         "config": experiment.config,
         "versions": checkpoint_files.versions(),
-    } | ({"huggingface": experiment.origin} if experiment.origin else {})
+    } | {name: value for name, value in beside.items() if value}
 
 
 def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
@@ -413,6 +414,12 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
                 f"{experiment.workdir} holds a run with {name}.{key}={old!r}, but the config says {new!r}; "
                 "use another --workdir, or the old value to continue that run"
             )
+    if about.get("origins", {}) != now.get("origins", {}):
+        named = [" and ".join(each.get("origins", {})) or "nothing" for each in (about, now)]
+        raise UserError(
+            f"{experiment.workdir} holds a run that learned from {named[0]}, whose weights are not those of {named[1]} "
+            "today; use another --workdir, or the old ones (config.distilled.step)"
+        )
     if about["tokenizer"] != now["tokenizer"]:
         raise UserError(f"{experiment.workdir} holds a run with another tokenizer; use another --workdir")
 

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlm.errors import UserError
@@ -116,3 +116,42 @@ def test_mistakes_are_named(call):
     with pytest.raises(UserError) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_differences_over_seeds_and_examples():
+    """Without noise between seeds it is the paired difference; seeds that disagree widen the interval."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=200)
+    gain = 0.1 + 0.05 * generator.normal(size=200)
+    alike = statistics.paired_over_seeds(np.tile(base + gain, (3, 1)), np.tile(base, (3, 1)), np.ones(200))
+    plain = statistics.paired_difference(base + gain, base)
+    assert alike.value == pytest.approx(plain.value)
+    assert alike.error == pytest.approx(plain.error)
+    assert alike.low > 0.085
+    shifts = np.array([[-0.2], [0.0], [0.2]])
+    apart = statistics.paired_over_seeds(base + gain + shifts, np.tile(base, (3, 1)), np.ones(200))
+    assert apart.value == pytest.approx(plain.value)
+    assert apart.low < 0 < apart.high
+    assert apart.high - apart.low > 2 * 4 * 0.2 / np.sqrt(3)  # Student's quantile of two degrees of freedom is 4.3
+    one = statistics.paired_over_seeds(base[None] + gain, base[None], np.ones(200))
+    assert one.error == pytest.approx(plain.error)
+
+
+def test_differences_of_ratios_count_examples_by_their_weight():
+    bits, others, sizes = np.array([[30.0, 400.0]]), np.array([[20.0, 420.0]]), np.array([10.0, 200.0])
+    assert statistics.paired_over_seeds(bits, others, sizes).value == pytest.approx(-10 / 210)
+    with pytest.raises(UserError, match=r"two arrays \[seeds, 2 examples\], not \(1, 2\) and \(2, 2\)"):
+        statistics.paired_over_seeds(bits, np.zeros((2, 2)), sizes)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_intervals_over_seeds_cover_what_they_should(seed):
+    """Of 40 experiments with a true difference of 0, three seeds each, about one in twenty excludes it."""
+    generator = np.random.default_rng(seed)
+    inside = 0
+    for _ in range(40):
+        noise = generator.normal(size=(2, 3, 50)) + generator.normal(size=(2, 3, 1)) * 0.3
+        found = statistics.paired_over_seeds(noise[0], noise[1], np.ones(50))
+        inside += found.low < 0 < found.high
+    assert inside >= 32

@@ -1,0 +1,289 @@
+"""Distillation: a task learns from a teacher beside its own answers (Hinton et al., arXiv 1503.02531).
+
+    config.wrappers = ("distilled",)
+    config.distilled.teachers = ("runs/lm_reference",)
+    config.distilled.terms = (("cross_entropy", 0.5), ("forward_kl(temperature=2.0)", 0.5))
+
+Notable: a function `Task -> Task` for every task whose loss is made of `Predictions`. The loss is a sum of
+named terms, each with a weight that may change while the run goes on: the task's own loss, distances from the
+teacher's distribution (`mixture`), and what is inside (`features`). The teacher reads the very batch that the
+student reads, behind masking and augmentation, so both say something about the same places.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fastlm import configuration
+from fastlm.compress import mixture, on_policy, schedules, teachers
+from fastlm.compress.features import FEATURES, Feature, Pairs
+from fastlm.compress.mixture import DIVERGENCES, OWN, Mixture, calibration_error
+from fastlm.compress.on_policy import WRITTEN, OnPolicy
+from fastlm.compress.setting import Setting
+from fastlm.errors import UserError, nearest
+from fastlm.ops.chunked_loss import MASK, chunked_loss
+from fastlm.tasks.task import Read, Task
+
+NAME = "distilled"
+WHERE = f"config.{NAME}"
+PREFIX = f"{NAME}/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """The wrapper "distilled".
+
+    Attributes:
+      teachers: workdirs of trained models; of several, the mean of their probabilities is learned (features are of the
+        first).
+      step: of their checkpoints: a number, "best", or "" for the newest.
+      dtype: their compute type; "" for the student's.
+      weights: "int8" keeps their matrices in eight bits; "" as they are.
+      terms: pairs (term, weight). A term is a name with options: "cross_entropy" is the task's own loss, the others
+        are in `mixture.DIVERGENCES` and `features.FEATURES`. Weights and temperatures are numbers or schedules,
+        "cosine(start=0.9, end=0.5)".
+      on_policy: keys of `on_policy.OnPolicy`: how often the student writes what it learns from.
+    """
+
+    teachers: tuple[str, ...] = ()
+    step: str = ""
+    dtype: str = ""
+    weights: str = ""
+    terms: tuple[tuple[str, float | str], ...] = ((OWN, 0.5), ("forward_kl(temperature=2.0)", 0.5))
+    on_policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.teachers:
+            raise UserError(f"{WHERE}.teachers: nobody to learn from; give workdirs of trained models")
+        if self.weights not in teachers.WEIGHTS:
+            raise UserError(f"{WHERE}.weights: '{self.weights}' is neither 'int8' nor '' (as they are)")
+
+    def __call__(self, task: Task, setting: Setting) -> Task:
+        """Returns the task with the teachers' terms.
+
+        Raises:
+          UserError: a task without `Predictions`, an unknown term or option, teachers that cannot teach this student.
+        """
+        if task.predictions is None:
+            raise UserError(f"config.wrappers: '{NAME}' needs a task that chooses between answers; this one does not")
+        terms = _named([parsed(spec, weight, setting.steps) for spec, weight in self.terms])
+        loaded = [teachers.load(setting, w, self.step, self.dtype, self.weights) for w in self.teachers]
+        how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
+        return _Wrapped(task, setting, terms, tuple(loaded), on_policy.make(how, setting, f"{WHERE}.on_policy")).task()
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A term of the loss.
+
+    Attributes:
+      name: in metrics; that of its kind, with a number where there are several.
+      weight: step -> weight.
+      feature: what it compares inside, if it does that.
+      divergence: how it compares distributions, if it does that; `options` of it: step -> value.
+    """
+
+    name: str
+    weight: schedules.Schedule
+    feature: Feature | None = None
+    divergence: Callable[..., jax.Array] | None = None
+    options: dict[str, schedules.Schedule] = dataclasses.field(default_factory=dict)
+
+
+def parsed(spec: str, weight: float | str, steps: int) -> Term:
+    """Reads a term.
+
+    Raises:
+      UserError: an unknown name or option, or a value out of range.
+    """
+    where = f"{WHERE}.terms"
+    name, values = configuration.call(spec, where)
+    weighted = schedules.make(weight, steps, f"{where}: weight of '{spec}'")
+    section = f"{NAME}.terms: {name}"
+    if name == OWN and not values:
+        return Term(name, weighted)
+    if name in FEATURES:
+        with configuration.naming(section):
+            return Term(name, weighted, configuration.make(FEATURES[name], section, values))
+    if name not in DIVERGENCES:
+        known = (OWN, *DIVERGENCES, *FEATURES)
+        raise UserError(f"{where}: unknown term '{name}'{nearest(name, known) or '; one of: ' + ', '.join(known)}")
+    divergence, kind = DIVERGENCES[name]
+    options = dataclasses.asdict(configuration.make(kind, section, values))
+    for option, value in options.items():
+        if option != "temperature" and isinstance(value, float) and not 0 <= value <= 1:
+            raise UserError(f"{where}: {name}: {option} must lie in [0, 1], got {value}")
+    return Term(
+        name,
+        weighted,
+        divergence=divergence,
+        options={
+            option: schedules.make(value, steps, f"{where}: {name}: {option}", above=option == "temperature")
+            for option, value in options.items()
+        },
+    )
+
+
+def _named(terms: list[Term]) -> tuple[Term, ...]:
+    """Numbers terms of one kind; the task's own loss is there once, if with a weight of 0."""
+    seen: dict[str, int] = {}
+    named = []
+    for term in terms:
+        seen[term.name] = seen.get(term.name, 0) + 1
+        if term.name == OWN and seen[OWN] > 1:
+            raise UserError(f"{WHERE}.terms: '{OWN}' is there twice")
+        number = seen[term.name]
+        named.append(term if number == 1 else dataclasses.replace(term, name=f"{term.name}_{number}"))
+    if OWN not in seen:
+        named.append(Term(OWN, schedules.make(0.0, 1, WHERE)))
+    return tuple(named)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wrapped:
+    """A task, its terms and teachers, and the functions that they come to."""
+
+    inner: Task
+    setting: Setting
+    terms: tuple[Term, ...]
+    teachers: tuple[teachers.Teacher, ...]
+    writer: on_policy.Writer | None = None
+
+    def task(self) -> Task:
+        """Returns the task."""
+        student = self.setting.model.cfg
+        for term in self._features:
+            with configuration.naming(f"{NAME}.terms: {term.name}"):
+                term.feature.check(student, self.teachers[0].cfg)
+        trained = jax.eval_shape(lambda: self._beside(jax.random.key(0)))
+        axes = {f"{NAME}/{term}/{name}": ("embed", None) for term, leaves in trained.items() for name in leaves}
+        constants = {**self.inner.constants, NAME: tuple(teacher.constants for teacher in self.teachers)}
+        return dataclasses.replace(
+            self.inner,
+            init=self._init if trained else self.inner.init,
+            prepare=self._prepare if self.writer else self.inner.prepare,
+            loss=self._loss,
+            summarize=self._summarize,
+            predict=self._predict,
+            carry=self._carry,
+            remarks=self._remarks,
+            constants=constants,
+            axes=self.inner.axes | axes,
+            origins=self.inner.origins | {teacher.name: teacher.fingerprint for teacher in self.teachers},
+        )
+
+    @property
+    def _features(self) -> list[Term]:
+        return [term for term in self.terms if term.feature is not None]
+
+    def _beside(self, rng: jax.Array) -> dict[str, dict[str, jax.Array]]:
+        """What is trained beside the model, by term."""
+        made = {}
+        for number, term in enumerate(self._features):
+            key = jax.random.fold_in(rng, number)
+            leaves = term.feature.init(key, self.setting.model.cfg, self.teachers[0].cfg)
+            made |= {term.name: leaves} if leaves else {}
+        return made
+
+    def _init(self, rng: jax.Array, model_params: Any) -> Any:
+        return {**self.inner.init(rng, model_params), NAME: self._beside(jax.random.fold_in(rng, 2))}
+
+    def _carry(self, rows: int) -> Any:
+        return self.inner.carry(rows), tuple(teacher.task.carry(rows) for teacher in self.teachers)
+
+    def _prepare(self, weights, constants, batch, step, rng):
+        keys = (None, None) if rng is None else jax.random.split(rng)
+        return self.writer(weights, self.inner.prepare(weights, constants, batch, step, keys[0]), step, keys[1])
+
+    def _loss(self, weights, constants, carry, batch, step, rng):
+        captures = {name for term in self._features for name in term.feature.captures}
+        predictions, (carry, theirs) = self.inner.predictions, carry
+        read = predictions.read(weights, constants, carry, batch, rng, captures)
+        taught = self._taught(constants, theirs, batch, captures)
+        values = {term.name: (term.weight(step), {k: v(step) for k, v in term.options.items()}) for term in self.terms}
+        shared = {
+            "weights": {name: weight for name, (weight, _) in values.items()},
+            "options": {name: options for name, (_, options) in values.items()},
+            "heads": tuple(
+                teacher.task.predictions.head_params(own["weights"])
+                for teacher, own in zip(self.teachers, constants[NAME], strict=True)
+            ),
+        }
+        pieces = {
+            **read.pieces,
+            mixture.TEACHERS: tuple(one.hidden for one in taught),
+            mixture.TRUE: self._true(read, batch),
+        }
+        objective, params = self._mixture(diagnoses=rng is None), predictions.head_params(weights)
+        total, scores = chunked_loss(
+            objective, predictions.head, params, read.hidden, shared, pieces, chunk=predictions.chunk
+        )
+        mask, true = read.pieces[MASK], pieces[mixture.TRUE]
+        sums = predictions.sums(scores.pop("own"), read.pieces | {MASK: mask * true}, constants)
+        terms = {name: jnp.sum(value * mask) for name, value in scores.pop("terms").items()}
+        for term, distance in self._distances(weights, read, taught[0]):
+            terms[term.name] = jnp.sum(distance * jnp.sum(mask, axis=1))
+            total += shared["weights"][term.name] * terms[term.name]
+        count = jnp.sum(mask)
+        sums |= {f"{PREFIX}term/{name}": value for name, value in terms.items()}
+        sums |= {f"{PREFIX}weight/{name}": weight * count for name, weight in shared["weights"].items()}
+        sums |= {f"{PREFIX}{name}": jnp.einsum("bp,bp...->...", mask, value) for name, value in scores.items()}
+        carry = read.carry, tuple(one.carry for one in taught)
+        return total, count, (carry, {"sums": sums | {f"{PREFIX}count": count}})
+
+    def _taught(self, constants: Any, carries: Any, batch: Any, captures: set[str]) -> list[Read]:
+        """What the teachers make of a batch; nothing of it is differentiated."""
+        return [
+            jax.lax.stop_gradient(
+                teacher.task.predictions.read(own["weights"], own["task"], carry, batch, None, captures)
+            )
+            for teacher, own, carry in zip(self.teachers, constants[NAME], carries, strict=True)
+        ]
+
+    def _true(self, read: Read, batch: Any) -> jax.Array:
+        """1 for predictions whose targets are of the data."""
+        ones = jnp.ones_like(read.pieces[MASK])
+        return ones - batch[WRITTEN][:, None] if WRITTEN in batch else ones
+
+    def _mixture(self, *, diagnoses: bool) -> Mixture:
+        distances = tuple((term.name, term.divergence) for term in self.terms if term.divergence is not None)
+        heads = tuple(teacher.task.predictions.head for teacher in self.teachers)
+        return Mixture(self.inner.predictions.objective, distances, heads, diagnoses)
+
+    def _distances(self, weights: Any, student: Read, teacher: Read) -> list[tuple[Term, jax.Array]]:
+        cfg, found = self.setting.model.cfg, []
+        for term in self._features:
+            params = weights.get(NAME, {}).get(term.name, {})
+            pairs: Pairs = term.feature.pairs(cfg, self.teachers[0].cfg)
+            causal = cfg.family != "encoder" and not term.feature.stack
+            found.append((term, term.feature(params, student, teacher, pairs, causal)))
+        return found
+
+    def _summarize(self, sums: dict[str, Any]) -> dict[str, float]:
+        own = {name: value for name, value in sums.items() if not name.startswith(PREFIX)}
+        ours = {name.removeprefix(PREFIX): value for name, value in sums.items() if name.startswith(PREFIX)}
+        count = max(float(ours.pop("count", 0.0)), 1.0)
+        metrics = self.inner.summarize(own)
+        for name, value in ours.items():
+            shown = name.replace("/", "_").replace("teacher_nll", "teacher_loss")
+            metrics[shown] = calibration_error(value) if name.endswith("calibration") else float(value) / count
+        return metrics
+
+    def _predict(self, weights: Any, constants: Any, carry: Any, batch: Any) -> tuple[Any, Any]:
+        own, theirs = carry if carry != () else ((), ())
+        own, found = self.inner.predict(weights, constants, own, batch)
+        return ((own, theirs) if carry != () else ()), found
+
+    def _remarks(self, metrics: dict[str, float]) -> tuple[str, ...]:
+        lines = self.inner.remarks(metrics)
+        teacher, student = metrics.get("teacher_loss", -math.inf), metrics.get("loss", math.inf)
+        if teacher > student:
+            lines += (
+                f"warning: the teacher is worse than the student here ({teacher:.4f} against {student:.4f} nats); "
+                "give 'cross_entropy' more weight, or find a better teacher",
+            )
+        return lines
