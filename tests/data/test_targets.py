@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -277,6 +278,9 @@ def test_a_broken_teacher_is_not_written_down(source, tmp_path):
     wide = lambda batch: dataclasses.replace(teach(batch), weights=jnp.zeros((BATCH, LENGTH, 99)))
     with pytest.raises(ValueError, match="target_weights of shape"):
         write(source, tmp_path, teach=wide)
+    beyond = lambda batch: dataclasses.replace(teach(batch), ids=jnp.full((BATCH, LENGTH, 12), VOCAB))
+    with pytest.raises(ValueError, match="gave id 300, the key names a vocabulary of 300"):
+        write(source, tmp_path, teach=beyond)
 
 
 def test_few_bytes_are_needed(tmp_path, source):
@@ -435,3 +439,15 @@ def test_impossible_shares_are_refused(source, tmp_path, settings, message):
 def test_a_folder_that_cannot_be_written_is_refused(source, tmp_path):
     (tmp_path / "file").write_text("")
     refused("cannot write .*", lambda: write(source, tmp_path / "file" / "targets"))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_there(source, written, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a file of targets takes 128 KiB at least
+    try:
+        refused("could not be written .*; check space and permissions", lambda: write(source, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set(files(tmp_path)) == {manifest.FILE}
+    write(source, tmp_path)
+    assert files(tmp_path) == files(written)

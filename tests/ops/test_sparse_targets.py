@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fastlm.errors import UserError
 from fastlm.ops import sparse_targets
 from fastlm.ops.sparse_cross_entropy import sparse_cross_entropy, sparse_cross_entropy_and_gradient
 from fastlm.ops.sparse_targets import Sampled, TopK
+from fastlm.parallel import mesh as meshes
 
 LOGITS = hnp.arrays(np.float32, (3, 13), elements=st.floats(-12, 12, width=32))
 WEIGHTS = hnp.arrays(np.float32, (3, 5), elements=st.floats(0, 2, width=32))
@@ -101,6 +103,19 @@ def test_random_numbers_follow_rows_and_not_batches():
     np.testing.assert_array_equal(together[1], alone[0])
     assert not np.array_equal(alone, sparse_targets.row_uniforms(method, 4, jnp.array([9]), 6))
     assert sparse_targets.row_uniforms(TopK(5), 3, jnp.array([9]), 6).shape == (1, 6, 0)
+
+
+def test_rows_on_several_devices_are_drawn_where_they_are():
+    method, logits = Sampled(12), jax.random.normal(jax.random.key(0), (8, 5, 67)) * 3
+    choose = jax.jit(lambda logits, rows: method.choose(logits, sparse_targets.row_uniforms(method, 1, rows, 5)))
+    alone = choose(logits, jnp.arange(8))
+    mesh = meshes.make()
+    jax.set_mesh(mesh)
+    cut = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    compiled = choose.lower(cut(logits), cut(jnp.arange(8))).compile()
+    for whole, part in zip(alone, compiled(cut(logits), cut(jnp.arange(8)))):
+        np.testing.assert_array_equal(whole, part)
+    assert not any(word in compiled.as_text() for word in ("all-gather", "all-reduce", "collective"))
 
 
 # --- the k likeliest -----------------------------------------------------------------------------

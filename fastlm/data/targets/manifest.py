@@ -33,7 +33,7 @@ class Key:
     Attributes:
       teacher: fingerprint of its architecture and weights.
       tokenizer: fingerprint.
-      vocab_size: V, ids are below.
+      vocab_size: V, of the teacher's logits.
       method: spec of a `sparse_targets.Method`, "sampled(draws=50)".
       data: `identity` of the batches, with `batch_size`.
       seed: of the draws.

@@ -4,7 +4,9 @@ Notable: slots that are not in use take no room. Ids of a token are sorted, whic
 nothing) and leaves small differences, kept instead of them; counts of draws are whole numbers of eight bits; other
 numbers are float16. Numbers are laid out by significance, all low bytes, then all high ones: high bytes of differences
 are nearly all alike, as counts are, and zstd, which array_record runs over each record, does the rest.
-Left out: entropy coding of our own.
+Of SmolLM2-135M (49,152 tokens) on the State of the Union, 50 draws are 21 different ids, and a token takes 45 bytes,
+where 3 bytes an id and 7 beside would be 71, logits in float16 98,304, and the 50 likeliest 155; with t = 0.8, whose
+weights are fractions, it takes 107. Left out: entropy coding of our own.
 
 A record: T and the number of slots in use (uint32 each), a hash for each array of the view (uint64), then slots in use
 of each token, ids, weights, entropy, log-probability, likeliest token.
@@ -30,7 +32,7 @@ class Codec:
 
     def __init__(self, method: Method, vocab_size: int, hashes: int) -> None:
         """Takes how many hashes stand before each row."""
-        self.slots, self.hashes = method.slots(vocab_size), hashes
+        self.slots, self.vocab_size, self.hashes = method.slots(vocab_size), vocab_size, hashes
         counted = isinstance(method, Sampled) and method.proposal_exponent == 1
         self._draws, self._factor = (method.draws, method.weight) if counted else (0, np.float32(1))
         self._id = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

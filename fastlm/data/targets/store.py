@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from fastlm.data.targets import files
 from fastlm.data.targets import manifest as manifests
 from fastlm.data.targets.manifest import Key, Part
 from fastlm.data.targets.records import Codec, Row
 from fastlm.errors import UserError
-
-_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # single records, in any order
 
 
 class Store:
@@ -82,13 +81,13 @@ class Store:
         path = self.folder / part.name
         try:
             if part not in self._open:
-                self._open[part] = ArrayRecordReader(str(path), _OPTIONS)
+                self._open[part] = files.reader(path)
             (record,) = self._open[part].read([index])
             return self._codec.decode(record)
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except files.ERRORS as error:
             raise UserError(
-                f"{path}: row {index} of {part.rows} cannot be read ({_first_line(error)}); delete the file and write "
-                "the targets again, which makes only what is missing"
+                f"{path}: row {index} of {part.rows} cannot be read ({files.first_line(error)}); delete the file and "
+                "write the targets again, which makes only what is missing"
             ) from None
 
     def _keep(self, parts: set[Part]) -> None:
@@ -98,7 +97,7 @@ class Store:
     def _check_files(self) -> int:
         """Returns the size of all files that are needed."""
         parts = self.manifest.parts(self.steps)
-        counts = [rows_in(self.folder / part.name) for part in parts]
+        counts = [files.rows_in(self.folder / part.name) for part in parts]
         short = [number for number, (part, rows) in enumerate(zip(parts, counts)) if rows != part.rows]
         if short:
             first = parts[short[0]]
@@ -108,20 +107,3 @@ class Store:
                 f"has {counts[short[0]]} of its {first.rows}; write them again, which makes only what is missing"
             )
         return sum((self.folder / part.name).stat().st_size for part in parts)
-
-
-def rows_in(path: Path) -> int:
-    """Returns how many rows can be read from a file, 0 if it is missing or cut."""
-    if not path.exists():
-        return 0
-    try:  # what is wrong with a file is said when it is closed
-        reader = ArrayRecordReader(str(path), _OPTIONS)
-        rows = reader.num_records()
-        reader.close()
-        return rows
-    except (OSError, RuntimeError, ValueError):
-        return 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -5,7 +5,8 @@ makes what is missing. Writers share files out by their numbers and need not kno
 numbers follow from its own number (`sparse_targets.row_uniforms`), who writes it changes no byte. The teacher is one
 batch ahead of the packing, so that a device works while the host does.
 Left out: positions of the stream for each file. A writer reads through the batches of others, which takes the
-pipeline's time (millions of tokens/s from cached tokens) and not the teacher's.
+pipeline's time (millions of tokens/s from cached tokens) and not the teacher's. Sweeping up: a writer that was killed
+without a chance to clean leaves a hidden file of the part it was at, and another writer may be at the same.
 """
 
 import dataclasses
@@ -17,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from fastlm.data.batch_iterator import Batch, BatchIterator
 from fastlm.data.directory import create_once
 from fastlm.data.targets import manifest as manifests
+from fastlm.data.targets.files import Writer, rows_in
 from fastlm.data.targets.manifest import FILE, Key, Manifest, Part
 from fastlm.data.targets.records import Codec, hash_rows, view_of
-from fastlm.data.targets.store import rows_in
 from fastlm.errors import UserError
 from fastlm.ops.sparse_targets import SparseTargets
 
-_OPTIONS = "group_size:1,zstd:9"
 Teacher = Callable[[Mapping[str, Any]], SparseTargets]
 
 
@@ -75,7 +74,8 @@ def write(
       batches: one slice of every batch, at their beginning: of one process for `slices` of 1, and otherwise of process
         `slice_index` of `slices`.
       teach: from a batch, with `row` [B] int32 (the rows' numbers in the stream) added, to the targets of its rows,
-        [B, T, K] and [B, T]. Places where the batch has a `loss_mask` [B, T] of 0 are not kept.
+        [B, T, K] and [B, T], in arrays that this process can read. Where the batch has a `loss_mask` [B, T] of 0,
+        nothing is kept.
       folder: where the files go; it may hold some of them already.
       key: what the targets are of.
       steps: batches of the run that they are for; rounded up to whole files.
@@ -111,7 +111,7 @@ def write(
             (folder / part.name).unlink(missing_ok=True)  # one that is cut
             stream.skip_to(part.start)
             create_once(folder / part.name, lambda path, part=part: _write_part(path, part, stream, teach, progress))
-            progress.bytes += (folder / part.name).stat().st_size
+            progress.finish((folder / part.name).stat().st_size)
     except KeyboardInterrupt:
         say(f"{folder}: stopped; {progress.done()}; the same command goes on")
         raise
@@ -166,7 +166,7 @@ class _Progress:
     """Counts, and says so from time to time."""
 
     def __init__(self, total: int, say: Callable[[str], None], every: float) -> None:
-        self.rows = self.tokens = self.bytes = 0
+        self.rows = self.tokens = self.bytes = self._sized = 0
         self._total, self._say, self._every = total, say, every
         self._start = self._said = time.perf_counter()
 
@@ -179,17 +179,21 @@ class _Progress:
             left = (now - self._start) / self.rows * (self._total - self.rows)
             self._say(f"targets: {self.done()}, {datetime.timedelta(seconds=round(left))} left")
 
+    def finish(self, size: int) -> None:
+        """Counts a file that is whole."""
+        self.bytes, self._sized = self.bytes + size, self.tokens
+
     def done(self) -> str:
         """Returns how much was written, and how fast."""
         pace = self.tokens / max(time.perf_counter() - self._start, 1e-9)
-        size = f", {self.bytes / self.tokens:.1f} bytes/token" if self.bytes else ""
+        size = f", {self.bytes / max(self._sized, 1):.1f} bytes/token" if self.bytes else ""
         return f"{self.rows}/{self._total} rows, {pace:.0f} tok/s{size}"
 
 
 def _write_part(path: Path, part: Part, stream: _Stream, teach: Teacher, progress: _Progress) -> None:
     key, view = stream.manifest.key, stream.manifest.view
     codec = Codec(key.sampler, key.vocab_size, len(view))
-    file = _File(path)
+    file = Writer(path)
     try:
         ahead = None
         for step in range(part.start, part.stop + 1):
@@ -206,12 +210,12 @@ def _write_part(path: Path, part: Part, stream: _Stream, teach: Teacher, progres
 
 
 def _put(
-    file: "_File", codec: Codec, view: tuple[str, ...], batch: Batch, numbers: np.ndarray, targets: SparseTargets
+    file: Writer, codec: Codec, view: tuple[str, ...], batch: Batch, numbers: np.ndarray, targets: SparseTargets
 ) -> tuple[int, int]:
     """Appends the rows of a batch; returns how many rows, and how many tokens of them have targets."""
     named = ((field.name, getattr(targets, field.name)) for field in dataclasses.fields(targets))
     arrays = {f"target_{name}": np.asarray(value) for name, value in named}
-    _check(arrays, codec.slots, numbers)
+    _check(arrays, codec, numbers)
     mask = batch.get("loss_mask")
     kept = np.ones(arrays["target_best"].shape, bool)
     if mask is not None and mask.shape == kept.shape:
@@ -222,12 +226,15 @@ def _put(
     return len(numbers), int(kept.sum())
 
 
-def _check(arrays: Mapping[str, np.ndarray], slots: int, numbers: np.ndarray) -> None:
-    rows, shape = len(numbers), arrays["target_best"].shape
+def _check(arrays: Mapping[str, np.ndarray], codec: Codec, numbers: np.ndarray) -> None:
+    rows, slots, shape = len(numbers), codec.slots, arrays["target_best"].shape
     for name, array in arrays.items():
         wanted = (*shape, slots) if name in ("target_ids", "target_weights") else shape
         if array.shape != wanted or shape[:1] != (rows,):
             raise ValueError(f"the teacher gave {name} of shape {array.shape}, for {rows} rows and {slots} slots")
+    highest = max(int(arrays[name].max(initial=0)) for name in ("target_ids", "target_best"))
+    if highest >= codec.vocab_size:
+        raise ValueError(f"the teacher gave id {highest}, the key names a vocabulary of {codec.vocab_size}")
     for name in ("target_weights", "target_entropy"):
         finite = np.isfinite(arrays[name]).reshape(rows, -1).all(axis=1)
         if not finite.all():
@@ -235,25 +242,3 @@ def _check(arrays: Mapping[str, np.ndarray], slots: int, numbers: np.ndarray) ->
                 f"the teacher's numbers for row {numbers[np.argmin(finite)]} of the stream are not finite ({name}); "
                 "check its weights, or let it compute in float32"
             )
-
-
-class _File:
-    """An array_record file whose errors are the person's."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer = self._tried(lambda: ArrayRecordWriter(str(path), _OPTIONS))
-
-    def write(self, record: bytes) -> None:
-        """Appends a record."""
-        self._tried(lambda: self._writer.write(record))
-
-    def close(self) -> None:
-        """Writes the index; a file without it cannot be read."""
-        self._tried(self._writer.close)
-
-    def _tried(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self._path.parent}: could not be written ({error}); check space") from None
