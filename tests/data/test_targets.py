@@ -360,10 +360,13 @@ def test_another_view_of_the_same_data_is_refused(source, written, monkeypatch, 
 
 
 def test_other_arrays_are_another_view(source, written):
-    iterator = read(source, written)
-    batches = iterator._batches._maybe_nonnative_parent._joined  # the batches beneath, as a changed pipeline gives them
-    inner = batches.batches
-    batches.batches = type("More", (), {"__next__": lambda self: next(inner) | {"extra": np.zeros(BATCH)}})()
+    class More(pipeline.BatchIterator):
+        def __next__(self):
+            return super().__next__() | {"extra": np.zeros(BATCH)}
+
+    batches = stream(source)
+    batches.__class__ = More
+    iterator = targets.WithTargets(batches, targets.Store(written, make_key(batches)), prefetch=0)
     refused("of batches with loss_mask, positions, .*these have extra, loss_mask", lambda: next(iterator))
 
 
