@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             "dtype": "",
             "weights": "",
             "terms": (("cross_entropy", 0.5), ("forward_kl(temperature=2.0)", 0.5)),
+            "cache": "",
             "on_policy": {"share": 0.0, "prompt": 0, "temperature": 1.0},
         }
     )

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from fastlm import configuration
-from fastlm.compress import mixture, on_policy, schedules, teachers
+from fastlm.compress import cached, mixture, on_policy, schedules, teachers
 from fastlm.compress.features import FEATURES, Feature, Pairs
-from fastlm.compress.mixture import DIVERGENCES, OWN, Mixture, calibration_error
+from fastlm.compress.mixture import CACHED, DIVERGENCES, OWN, SPARSE, Mixture, calibration_error
 from fastlm.compress.on_policy import WRITTEN, OnPolicy
 from fastlm.compress.setting import Setting
+from fastlm.compress.teachers import Teacher
 from fastlm.errors import UserError, nearest
 from fastlm.ops.chunked_loss import MASK, chunked_loss
 from fastlm.tasks.task import Read, Task
@@ -44,8 +45,10 @@ class Distilled:
       dtype: their compute type; "" for the student's.
       weights: "int8" keeps their matrices in eight bits; "" as they are.
       terms: pairs (term, weight). A term is a name with options: "cross_entropy" is the task's own loss, the others
-        are in `mixture.DIVERGENCES` and `features.FEATURES`. Weights and temperatures are numbers or schedules,
-        "cosine(start=0.9, end=0.5)".
+        are in `mixture.DIVERGENCES` and `features.FEATURES`, or "cached_kl". Weights and temperatures are numbers
+        or schedules, "cosine(start=0.9, end=0.5)".
+      cache: folder of a teacher's targets for the term "cached_kl"; with no other term of a teacher it need not be
+        loaded, and may be left out of `teachers`.
       on_policy: keys of `on_policy.OnPolicy`: how often the student writes what it learns from.
     """
 
@@ -54,10 +57,11 @@ class Distilled:
     dtype: str = ""
     weights: str = ""
     terms: tuple[tuple[str, float | str], ...] = ((OWN, 0.5), ("forward_kl(temperature=2.0)", 0.5))
+    cache: str = ""
     on_policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.teachers:
+        if not self.teachers and not self.cache:
             raise UserError(f"{WHERE}.teachers: nobody to learn from; give workdirs of trained models")
         if self.weights not in teachers.WEIGHTS:
             raise UserError(f"{WHERE}.weights: '{self.weights}' is neither 'int8' nor '' (as they are)")
@@ -72,8 +76,24 @@ class Distilled:
             raise UserError(f"config.wrappers: '{NAME}' needs a task that chooses between answers; this one does not")
         terms = _named([parsed(spec, weight, setting.steps) for spec, weight in self.terms])
         loaded = [teachers.load(setting, w, self.step, self.dtype, self.weights) for w in self.teachers]
+        origins = {teacher.name: teacher.fingerprint for teacher in loaded}
+        if self.cache:
+            task = dataclasses.replace(task, join=cached.joining(setting, self.cache, origins, f"{WHERE}.cache"))
+        loaded = self._needed(terms, loaded)
+        task = dataclasses.replace(task, origins=task.origins | origins)
         how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
         return _Wrapped(task, setting, terms, tuple(loaded), on_policy.make(how, setting, f"{WHERE}.on_policy")).task()
+
+    def _needed(self, terms: tuple["Term", ...], loaded: list[Teacher]) -> list[Teacher]:
+        """Returns the teachers that a term reads; with cached targets alone, none."""
+        if self.cache and not any(term.name == CACHED for term in terms):
+            raise UserError(f"{WHERE}.cache: no term reads it; add ('{CACHED}', weight) to {WHERE}.terms, or empty it")
+        live = [term.name for term in terms if term.feature is not None or term.divergence is not None]
+        if live and not loaded:
+            raise UserError(f"{WHERE}.teachers: '{live[0]}' needs a live teacher; name one, or use '{CACHED}' alone")
+        if not self.cache and any(term.name == CACHED for term in terms):
+            raise UserError(f"{WHERE}.terms: '{CACHED}' needs {WHERE}.cache, a folder of experiments.teacher_targets")
+        return loaded if live else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +124,13 @@ def parsed(spec: str, weight: float | str, steps: int) -> Term:
     name, values = configuration.call(spec, where)
     weighted = schedules.make(weight, steps, f"{where}: weight of '{spec}'")
     section = f"{NAME}.terms: {name}"
-    if name == OWN and not values:
+    if name in (OWN, CACHED) and not values:
         return Term(name, weighted)
     if name in FEATURES:
         with configuration.naming(section):
             return Term(name, weighted, configuration.make(FEATURES[name], section, values))
     if name not in DIVERGENCES:
-        known = (OWN, *DIVERGENCES, *FEATURES)
+        known = (OWN, CACHED, *DIVERGENCES, *FEATURES)
         raise UserError(f"{where}: unknown term '{name}'{nearest(name, known) or '; one of: ' + ', '.join(known)}")
     divergence, kind = DIVERGENCES[name]
     options = dataclasses.asdict(configuration.make(kind, section, values))
@@ -134,8 +154,8 @@ def _named(terms: list[Term]) -> tuple[Term, ...]:
     named = []
     for term in terms:
         seen[term.name] = seen.get(term.name, 0) + 1
-        if term.name == OWN and seen[OWN] > 1:
-            raise UserError(f"{WHERE}.terms: '{OWN}' is there twice")
+        if term.name in (OWN, CACHED) and seen[term.name] > 1:
+            raise UserError(f"{WHERE}.terms: '{term.name}' is there twice")
         number = seen[term.name]
         named.append(term if number == 1 else dataclasses.replace(term, name=f"{term.name}_{number}"))
     if OWN not in seen:
@@ -150,7 +170,7 @@ class _Wrapped:
     inner: Task
     setting: Setting
     terms: tuple[Term, ...]
-    teachers: tuple[teachers.Teacher, ...]
+    teachers: tuple[Teacher, ...]
     writer: on_policy.Writer | None = None
 
     def task(self) -> Task:
@@ -173,7 +193,6 @@ class _Wrapped:
             remarks=self._remarks,
             constants=constants,
             axes=self.inner.axes | axes,
-            origins=self.inner.origins | {teacher.name: teacher.fingerprint for teacher in self.teachers},
         )
 
     @property
@@ -217,7 +236,7 @@ class _Wrapped:
             **read.pieces,
             mixture.TEACHERS: tuple(one.hidden for one in taught),
             mixture.TRUE: self._true(read, batch),
-        }
+        } | {name: batch[name] for name in SPARSE if name in batch}
         objective, params = self._mixture(diagnoses=rng is None), predictions.head_params(weights)
         total, scores = chunked_loss(
             objective, predictions.head, params, read.hidden, shared, pieces, chunk=predictions.chunk
@@ -225,7 +244,7 @@ class _Wrapped:
         mask, true = read.pieces[MASK], pieces[mixture.TRUE]
         sums = predictions.sums(scores.pop("own"), read.pieces | {MASK: mask * true}, constants)
         terms = {name: jnp.sum(value * mask) for name, value in scores.pop("terms").items()}
-        for term, distance in self._distances(weights, read, taught[0]):
+        for term, distance in self._distances(weights, read, taught):
             terms[term.name] = jnp.sum(distance * jnp.sum(mask, axis=1))
             total += shared["weights"][term.name] * terms[term.name]
         count = jnp.sum(mask)
@@ -252,15 +271,16 @@ class _Wrapped:
     def _mixture(self, *, diagnoses: bool) -> Mixture:
         distances = tuple((term.name, term.divergence) for term in self.terms if term.divergence is not None)
         heads = tuple(teacher.task.predictions.head for teacher in self.teachers)
-        return Mixture(self.inner.predictions.objective, distances, heads, diagnoses)
+        has_cache = any(term.name == CACHED for term in self.terms)
+        return Mixture(self.inner.predictions.objective, distances, heads, has_cache, diagnoses)
 
-    def _distances(self, weights: Any, student: Read, teacher: Read) -> list[tuple[Term, jax.Array]]:
+    def _distances(self, weights: Any, student: Read, taught: list[Read]) -> list[tuple[Term, jax.Array]]:
         cfg, found = self.setting.model.cfg, []
         for term in self._features:
             params = weights.get(NAME, {}).get(term.name, {})
             pairs: Pairs = term.feature.pairs(cfg, self.teachers[0].cfg)
             causal = cfg.family != "encoder" and not term.feature.stack
-            found.append((term, term.feature(params, student, teacher, pairs, causal)))
+            found.append((term, term.feature(params, student, taught[0], pairs, causal)))
         return found
 
     def _summarize(self, sums: dict[str, Any]) -> dict[str, float]:

@@ -22,8 +22,11 @@ from jaxtyping import Array, Float
 from fastlm.ops import divergences
 from fastlm.ops.chunked_loss import Head, Objective
 from fastlm.ops.cross_entropy import TARGETS
+from fastlm.ops.sparse_cross_entropy import sparse_cross_entropy
 
 OWN = "cross_entropy"  # the task's own loss among the terms
+CACHED = "cached_kl"  # the term that reads a teacher's sparse targets from disk (`data.targets`)
+SPARSE = ("target_ids", "target_weights", "target_entropy")
 TEACHERS = "teachers"
 TRUE = "true"
 BINS = 10
@@ -79,12 +82,15 @@ class Mixture:
       own: the task's.
       terms: (name, divergence) of each term that compares distributions.
       heads: of the teachers.
+      cached: whether there is a term "cached_kl": the cross-entropy with sparse targets less the teacher's entropy,
+        at a temperature of 1. Where a batch has no such targets, in evaluation, it is left out.
       diagnoses: whether the scores have what evaluation reports.
     """
 
     own: Objective
     terms: tuple[tuple[str, Callable[..., Array]], ...]
     heads: tuple[Head, ...]
+    cached: bool = False
     diagnoses: bool = False
 
     def __call__(
@@ -94,7 +100,7 @@ class Mixture:
         loss, own = self.own(logits, (), piece)
         loss = loss * piece[TRUE]
         taught = self._teacher_logits(shared, piece, logits.shape[-1])
-        more, terms = self._distances(logits, taught, shared)
+        more, terms = self._distances(logits, taught, shared, piece)
         scores = {"own": own, "terms": terms | {OWN: loss}}
         if self.diagnoses and taught:
             scores |= diagnoses(logits[..., : taught[0].shape[-1]], _mean(taught, 1.0), piece[TARGETS])
@@ -109,7 +115,7 @@ class Mixture:
         taught = self._teacher_logits(shared, piece, logits.shape[-1])
 
         def summed(logits: Array) -> tuple[Array, Any]:
-            more, terms = self._distances(logits, taught, shared)
+            more, terms = self._distances(logits, taught, shared, piece)
             return jnp.sum(more), (more, terms)
 
         towards, (more, terms) = jax.grad(summed, has_aux=True)(logits)
@@ -125,7 +131,9 @@ class Mixture:
         size = min([most, *(logits.shape[-1] for logits in found)])
         return [logits[..., :size] for logits in found]
 
-    def _distances(self, logits: Array, taught: list[Array], shared: Any) -> tuple[Array, dict[str, Array]]:
+    def _distances(
+        self, logits: Array, taught: list[Array], shared: Any, piece: Mapping[str, Any]
+    ) -> tuple[Array, dict[str, Array]]:
         total, terms = jnp.zeros(logits.shape[:-1], jnp.float32), {}
         for name, divergence in self.terms:
             options = dict(shared["options"][name])
@@ -133,6 +141,10 @@ class Mixture:
             student = jax.nn.log_softmax(logits[..., : taught[0].shape[-1]] / temperature)
             terms[name] = temperature**2 * divergence(_mean(taught, temperature), student, **options)
             total += shared["weights"][name] * terms[name]
+        if self.cached and SPARSE[0] in piece:
+            ids, weights, entropy = (piece[name] for name in SPARSE)
+            terms[CACHED] = sparse_cross_entropy(logits, ids, weights) - entropy
+            total += shared["weights"][CACHED] * terms[CACHED]
         return total, terms
 
 

@@ -75,6 +75,11 @@ class Experiment:
     eval_batches: Callable[[str, int], Iterator[dict]]
     initial_params: Callable[[], Any] | None
 
+    def setting(self) -> Setting:
+        """Returns what wrappers may know of the run."""
+        length, steps = self.data.length, self.training.steps
+        return Setting(self.model, self.kind, self.tokenizer, self.mesh, length, steps, _checkpoint)
+
     def create_state(self, model_params: Any = None) -> states.State:
         """Returns the state before the first step (run it under `jit`), from given weights if there are any."""
         return states.create(
@@ -129,8 +134,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         cfg = kind.fit(cfg, tokenizer, data)
     _check_prompts(sample.prompts, tokenizer, cfg)
     model = Model(cfg, compute)
-    checkpoint = lambda workdir, step: initial.start(Init(workdir, step))
-    setting = Setting(model, kind, tokenizer, mesh, data.length, training.steps, checkpoint)
+    setting = Setting(model, kind, tokenizer, mesh, data.length, training.steps, _checkpoint)
     task = _wrapped(kind.make(model, tokenizer), setting, config)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
     optimizer = make_optimizer(section("optimizer"), schedule, task, shapes)
@@ -148,13 +152,17 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         optimizer=optimizer,
         schedule=schedule,
         mesh=mesh,
-        train_batches=functools.partial(_naming_data(kind.train_batches), cfg, tokenizer, data, seed),
+        train_batches=lambda: task.join(_naming_data(kind.train_batches)(cfg, tokenizer, data, seed)),
         eval_batches=eval_batches,
         origin=start.origin if start is not None and tokenizer is start.tokenizer else {},
         notes=() if start is None else initial.notes(start, cfg),
         initial_params=None if start is None else functools.partial(start.params, cfg, mesh, seed),
         **chosen,
     )
+
+
+def _checkpoint(workdir: str, step: str) -> initial.Start:
+    return initial.start(Init(workdir, step))
 
 
 def _naming_data(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -122,5 +122,17 @@ def test_a_teacher_and_its_students_from_the_command_line(corpus, tmp_path):
     refused = run(*command, "--workdir", tmp_path / "student", "--config.training.steps=20")
     assert refused.returncode == 2
     assert "whose weights are not those of" in refused.stderr
+    folder = tmp_path / "targets"
+    cached = [
+        f"--config.distilled.cache={folder}",
+        "--config.distilled.terms=(('cross_entropy',0.5),('cached_kl',0.5))",
+    ]
+    written = run("experiments.teacher_targets", *command[1:], "--folder", folder, "--method", "sampled(draws=4)")
+    assert written.returncode == 0, written.stderr
+    assert "bytes/token" in written.stdout
+    learned = run(*command, *cached, "--config.distilled.teachers=()", "--workdir", tmp_path / "from_cache")
+    assert learned.returncode == 0, learned.stderr
+    shuffled = run(*command, *cached, "--workdir", tmp_path / "other", "--config.seed=5")
+    assert shuffled.returncode == 2 and "the cached targets there are of another data." in shuffled.stderr
     nothing = run("experiments.distill", "--config", "configs/lm_tiny.py")
     assert nothing.returncode == 2 and "has no 'distilled'" in nothing.stderr
