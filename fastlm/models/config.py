@@ -28,8 +28,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 CACHE_DTYPES = ("", "int8")
 REMAT = ("none", "products", "full")
 
-_KINDS_PER_LAYER = ("attention", "cross_attention", "feed_forward")
-_SIZES_PER_LAYER = ("heads", "kv_heads", "head_dim", "feed_forward_width")
+KINDS_PER_LAYER = ("attention", "cross_attention", "feed_forward")
+SIZES_PER_LAYER = ("heads", "kv_heads", "head_dim", "feed_forward_width")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +163,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_names(self)
-        for name in _KINDS_PER_LAYER + _SIZES_PER_LAYER:
+        for name in KINDS_PER_LAYER + SIZES_PER_LAYER:
             _check_per_layer(self, name)
         for i in range(self.total_layers):
-            _check_layer(self.layer(i), i, self.positions)
+            _check_layer(self.layer(i), i, self.positions, divides=not self._at("head_dim", i))
         for stack in (self.encoder_stack, self.stack):
             if self.positions == "relative" and len({self.layer(i).heads for i in stack}) > 1:
                 raise UserError(
@@ -357,17 +357,17 @@ def _check_per_layer(cfg: ModelConfig, name: str) -> None:
     value = getattr(cfg, name)
     if not isinstance(value, tuple):
         return
-    if name in _SIZES_PER_LAYER and len(value) != cfg.total_layers:
+    if name in SIZES_PER_LAYER and len(value) != cfg.total_layers:
         raise UserError(f"config.model.{name}: {len(value)} values for {cfg.total_layers} layers; give one per layer")
     if not 0 < len(value) <= cfg.total_layers:
         raise UserError(f"config.model.{name}: a pattern of {len(value)} does not tile {cfg.total_layers} layers")
 
 
-def _check_layer(layer: LayerConfig, i: int, positions: str) -> None:
+def _check_layer(layer: LayerConfig, i: int, positions: str, *, divides: bool) -> None:
     where = f"config.model, layer {i}"
     if min(layer.heads, layer.kv_heads, layer.head_dim, layer.feed_forward_width) < 1:
         raise UserError(f"{where}: heads, kv_heads, head_dim and feed_forward_width must be positive")
-    if layer.heads * layer.head_dim != layer.width and layer.head_dim == layer.width // layer.heads:
+    if divides and layer.heads * layer.head_dim != layer.width:
         raise UserError(
             f"{where}: width {layer.width} is not divided by {layer.heads} heads; set head_dim or change one"
         )

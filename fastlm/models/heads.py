@@ -89,7 +89,7 @@ def pool(hidden: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, p
 
 def _layer(module: nn.Module, name: str, x: Array, size: int, scale: float) -> Array:
     kernel_name, bias_name = (name, f"{name}_bias") if name else ("kernel", "bias")
-    # Not cut along its output: XLA's partitioner (jax 0.9 to 0.12) gives wrong gradients where a product cut there by
-    # one mesh axis is followed by a matrix cut along the same axis by another, which is what the heads are.
-    kernel = weight(module, kernel_name, (x.shape[-1], size), ("embed", None), normal(scale))
+    # "hidden" is not cut over devices: XLA's partitioner (jax 0.9 to 0.12) gives wrong gradients where a product cut
+    # there by one mesh axis is followed by a matrix cut along the same axis by another, which is what the heads are.
+    kernel = weight(module, kernel_name, (x.shape[-1], size), ("embed", "hidden"), normal(scale))
     return add_bias(contract(x, kernel), weight(module, bias_name, (size,), ("norm",)))

@@ -15,6 +15,7 @@ class Norm(nn.Module):
     Attributes:
       kind: "layer_norm" or "rms_norm".
       bias: LayerNorm only.
+      axis: logical name of what is normalized: "norm" is the residual stream, None something within a layer.
       dtype: of the result; None keeps that of `x`.
     """
 
@@ -23,12 +24,13 @@ class Norm(nn.Module):
     epsilon: float
     bias: bool = False
     dtype: Any = None
+    axis: str | None = "norm"
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalizes `x`."""
-        scale = weight(self, "scale", (self.size,), ("norm",), nn.initializers.ones)
+        scale = weight(self, "scale", (self.size,), (self.axis,), nn.initializers.ones)
         if self.kind == "rms_norm":
             return normalization.rms_norm(x, scale, self.epsilon, self.dtype)
-        bias = weight(self, "bias", (self.size,), ("norm",)) if self.bias else None
+        bias = weight(self, "bias", (self.size,), (self.axis,)) if self.bias else None
         return normalization.layer_norm(x, scale, bias, self.epsilon, self.dtype)

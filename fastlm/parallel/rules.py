@@ -23,6 +23,8 @@ RULES: dict[str, tuple[str, ...]] = {
     # weights
     "vocab": ("tensor",),
     "embed": ("fsdp",),
+    "latent": ("fsdp",),
+    "waves": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),

@@ -157,13 +157,14 @@ class LatentAttention(Attention):
         cfg, rank = self.cfg, self.options.query_rank
         if rank:
             x = self._narrowed(x, "q_latent", rank)
+        read = "latent" if rank else "embed"
         split = lambda y: y.reshape(*y.shape[:2], cfg.heads, -1)
         add = cfg.qkv_bias and not rank
-        q = split(self.product(x, "q", cfg.heads * cfg.head_dim, "heads", bias=add))
+        q = split(self.product(x, "q", cfg.heads * cfg.head_dim, "heads", bias=add, read=read))
         if angles is None:
             return q
-        rotary = split(self.product(x, "q_rotary", cfg.heads * 2 * angles[0].shape[-1], "heads", bias=add))
-        return jnp.concatenate([q, position_encodings.rotate(rotary, *angles)], axis=-1)
+        rotary = self.product(x, "q_rotary", cfg.heads * 2 * angles[0].shape[-1], "heads", bias=add, read=read)
+        return jnp.concatenate([q, position_encodings.rotate(split(rotary), *angles)], axis=-1)
 
     def _rows(self, x: Float[Array, "B S D"], angles: tuple[Array, Array] | None) -> Float[Array, "B S C"]:
         """Returns what keys and values are made from, the rotated key last."""
@@ -176,12 +177,12 @@ class LatentAttention(Attention):
 
     def _narrowed(self, x: Float[Array, "B T D"], name: str, rank: int) -> Float[Array, "B T R"]:
         y = self.product(x, name, rank, None, bias=self.cfg.qkv_bias)
-        return Norm("rms_norm", rank, self.cfg.norm_epsilon, name=f"{name}_norm")(y)
+        return Norm("rms_norm", rank, self.cfg.norm_epsilon, axis=None, name=f"{name}_norm")(y)
 
     def _maker(self, name: str, rank: int) -> Array:
         cfg = self.cfg
         shape = (rank, cfg.kv_heads * cfg.head_dim)
-        return weight(self, name, shape, ("embed", "kv_heads"), normal(cfg.init_scale))
+        return weight(self, name, shape, ("latent", "kv_heads"), normal(cfg.init_scale))
 
 
 def absorbing_is_cheaper(queries: int, cfg: LayerConfig, rank: int, rotary: int) -> bool:

@@ -60,6 +60,12 @@ class Attention(nn.Module):
         del options
         return length / 2 if cfg.causal else length
 
+    @staticmethod
+    def two_ways(cfg: LayerConfig) -> bool:
+        """Whether the first half of the heads reads forwards and the second backwards."""
+        del cfg
+        return False
+
     @property
     def softmax(self) -> Softmax:
         """How scores become probabilities here."""
@@ -89,7 +95,7 @@ class Attention(nn.Module):
         """Returns projected queries or keys normalized and rotated."""
         cfg = self.cfg
         if cfg.qk_norm:
-            y = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, name=f"{name}_norm")(y)
+            y = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, axis=None, name=f"{name}_norm")(y)
         return y if angles is None else position_encodings.rotate(y, *angles)
 
     def project(self, x: Float[Array, "B T D"], name: str, count: int, axis: str | None) -> Float[Array, "B T N H"]:
@@ -106,10 +112,11 @@ class Attention(nn.Module):
         *,
         bias: bool = False,
         init: Initializer | None = None,
+        read: str = "embed",
     ) -> Float[Array, "B T O"]:
-        """Returns `x` through the weight `name` [D, O = width]."""
+        """Returns `x` through the weight `name` [D, O = width], whose logical axes are (read, axis)."""
         shape = (x.shape[-1], width)
-        y = contract(x, weight(self, name, shape, ("embed", axis), init or normal(self.cfg.init_scale)))
+        y = contract(x, weight(self, name, shape, (read, axis), init or normal(self.cfg.init_scale)))
         return add_bias(y, weight(self, f"{name}_bias", shape[1:], (axis,))) if bias else y
 
     def queries_keys_values(

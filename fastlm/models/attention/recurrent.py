@@ -34,11 +34,16 @@ class RecurrentAttention(Attention):
     @staticmethod
     def check(cfg: LayerConfig, options: Any) -> None:
         """Raises a `UserError` for heads that two directions cannot share."""
-        if not cfg.causal and cfg.heads % 2:
+        if RecurrentAttention.two_ways(cfg) and cfg.heads % 2:
             raise UserError(
                 f"'{cfg.attention}' in an encoder reads with half of its heads in either direction, but there are "
                 f"{cfg.heads}; give an even number of heads"
             )
+
+    @staticmethod
+    def two_ways(cfg: LayerConfig) -> bool:
+        """See `Attention`."""
+        return not cfg.causal
 
     @staticmethod
     def empty_state(cfg: LayerConfig, batch: int) -> Float[Array, "B N P H"]:
@@ -73,7 +78,8 @@ class RecurrentAttention(Attention):
     def gated_output(self, y: Float[Array, "B N T H"], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Returns the heads' results, each normalized and gated by silu(x W), through the out projection."""
         cfg, y = self.cfg, jnp.swapaxes(y, 1, 2)
-        norm = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, dtype=self.compute.jnp_dtype, name="out_norm")
+        dtype = self.compute.jnp_dtype
+        norm = Norm("rms_norm", cfg.head_dim, cfg.norm_epsilon, dtype=dtype, axis=None, name="out_norm")
         gate = self.product(x, "gate", cfg.heads * cfg.head_dim, "heads", bias=cfg.bias)
         return self.output(swiglu(gate.reshape(y.shape), norm(y)))
 

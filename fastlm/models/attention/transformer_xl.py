@@ -150,7 +150,7 @@ class TransformerXLAttention(Attention):
         cfg = self.cfg
         farthest_first = jnp.arange(past + queries + filling - 1, -1 if causal else -queries, -1)
         shape = (cfg.width, cfg.heads * cfg.head_dim)
-        table = weight(self, "distance", shape, ("embed", "heads"), normal(cfg.init_scale))
+        table = weight(self, "distance", shape, ("waves", "heads"), normal(cfg.init_scale))
         waves = position_encodings.sinusoidal(farthest_first[None], cfg.width)[0]
         return contract(waves.astype(self.compute.jnp_dtype), table).reshape(-1, cfg.heads, cfg.head_dim)
 
