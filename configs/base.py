@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     # fastlm.training.initial.Init; with a source, of the model's keys those count that the command line names or that
     # differ from the values here; a config that sets one to the value here gives a section of its own,
     # config.model = ConfigDict({"dropout": 0.0}), of which every key counts
-    config.init = ConfigDict({"source": "", "step": ""})
+    config.init = ConfigDict({"source": "", "step": "", "layers": "", "width": 0, "feed_forward_width": 0, "heads": 0})
 
     # fastlm.models.ModelConfig; 0 means "derive it"
     config.model = ConfigDict(

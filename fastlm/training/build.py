@@ -112,7 +112,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     if start is None:
         cfg = configuration.make(ModelConfig, "model", section("model"))
     else:
-        cfg = initial.changed(start.cfg, section("model"))
+        cfg = start.architecture(section("model"))
     schedule = configuration.make(schedules.make, "schedule", section("schedule"), steps=training.steps)
     mesh = meshes.make(**_checked_ints("mesh", section("mesh")))
     _check_batch("data.batch_size", data.batch_size, training.accumulation, mesh)

@@ -1,7 +1,8 @@
-"""Starting from a trained model: what it was, and its weights in the shape of what it becomes.
+"""Starting from a trained model, or from a part of one: what it was, and its weights in the shape of what it becomes.
 
-Notable: the architecture comes from the checkpoint, and the keys that the section `model` has change it
-(dropout, a longer vocabulary, another pooling); `command_line.load_config` leaves in it what was said.
+Notable: the architecture comes from the checkpoint, cut to the layers and the width that `Init` keeps, and the keys
+that the section `model` has change it (dropout, a longer vocabulary, another pooling); `command_line.load_config`
+leaves in it what was said.
 What came of it is said before the first step (`notes`). Weights are taken over by
 path and shape. Only a head and a pooler may be new, a table of tokens may grow; everything else that
 does not fit is an error, since half a model trains without a word and ends as a bad one.
@@ -19,6 +20,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fastlm import configuration
+from fastlm.compress import parts
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, abstract, huggingface
@@ -37,12 +39,23 @@ class Init:
     Attributes:
       source: a workdir of fastlm.train or fastlm.convert; "" starts from random weights.
       step: of its checkpoints: a number, "best", or "" for the newest.
+      layers: which to keep: "" all, "0,2,4", of an encoder-decoder "0,2|1,3" (the encoder's and the decoder's, each
+        counted from 0), or "evenly" as many as config.model.layers (and encoder_layers) says.
+      width, feed_forward_width, heads: how many hidden units, and of each layer how many feed-forward units and heads
+        to keep, those with the largest weights (see `compress.importance.magnitude`); 0 for all.
     """
 
     source: str = ""
     step: str = ""
+    layers: str = ""
+    width: int = 0
+    feed_forward_width: int = 0
+    heads: int = 0
 
     def __post_init__(self) -> None:
+        for key in ("layers", "width", "feed_forward_width", "heads"):
+            if getattr(self, key) and not self.source:
+                raise UserError(f"config.init.{key}: keeps a part of a trained model; name it with config.init.source")
         folder = Path(self.source).expanduser()
         if self.source and not (folder / "checkpoints").is_dir():
             raise UserError(
@@ -67,9 +80,39 @@ class Start:
     origin: dict[str, Any]
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def part(self, layers: int | None, encoder_layers: int | None) -> parts.Part:
+        """Returns what is kept, where the smaller model should have so many layers if they are spread evenly.
+
+        Raises:
+          UserError: layers that are not there.
+        """
+        init = self.init
+        chosen = parts.layers_named(init.layers, self.cfg, layers, encoder_layers)
+        return parts.Part(chosen, init.width, init.feed_forward_width, init.heads)
+
+    def architecture(self, values: Mapping[str, Any]) -> ModelConfig:
+        """Returns what is trained: the part that is kept, with the values of the config section `model`.
+
+        Raises:
+          UserError: there is no such part, or the section contradicts it.
+        """
+        values = configuration.arguments(ModelConfig, "model", values)
+        with configuration.naming("init"):
+            kept = self.part(values.get("layers"), values.get("encoder_layers")).config(self.cfg)
+        by_key = {"layers": ("layers", "encoder_layers"), "heads": ("heads", "kv_heads")}
+        for key in ("layers", "width", "feed_forward_width", "heads"):
+            for name in by_key.get(key, (key,)) if getattr(self.init, key) else ():
+                if values.get(name, own := getattr(kept, name)) != own:
+                    raise UserError(
+                        f"config.model.{name}: says {values[name]}, but what config.init.{key} keeps has {own}; say "
+                        "the same, or leave it out"
+                    )
+        return changed(kept, values)
+
     def params(self, cfg: ModelConfig, mesh: Mesh, seed: int) -> Any:
-        """Returns the weights for the architecture `cfg`, with what is new made anew."""
+        """Returns the weights for the architecture `cfg`: of the part that is kept, with what is new made anew."""
         old = restore.restore(self.init.source, mesh, step=self.step).params
+        old = self.part(cfg.layers, cfg.encoder_layers).take(self.cfg, old, mesh)
         return taken_over(old, cfg, jax.random.key(seed), where=f"config.init.source: {self.init.source}")
 
 
@@ -105,9 +148,10 @@ def notes(start: Start, cfg: ModelConfig) -> tuple[str, ...]:
             changes.append(f"{field.name} {new!r} (there {old!r})")
         elif new != field.default:
             kept.append(f"{field.name} {new!r}")
+    part = start.part(cfg.layers, cfg.encoder_layers).describe(start.cfg)
     lines = [
-        f"starts from {start.init.source}, step {start.step}; changed: {', '.join(changes) or 'nothing'}; as there: "
-        f"{', '.join(kept) or 'the defaults'}"
+        f"starts from {f'{part} of ' if part else ''}{start.init.source}, step {start.step}; changed: "
+        f"{', '.join(changes) or 'nothing'}; as there: {', '.join(kept) or 'the defaults'}"
     ]
     if start.origin.get("architecture"):  # who brought a model from Hugging Face may want to take it back
         try:
@@ -137,7 +181,7 @@ def taken_over(old: Any, cfg: ModelConfig, rng: jax.Array, *, where: str) -> Any
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise UserError(
                 f"{where} {what} {', '.join(_shown(path, wanted, old) for path in wrong[:3])}{more}; change "
-                "config.model so that it fits"
+                "config.model so that it fits, or keep a part with config.init"
             )
     if new or left or grown:
         logging.info("made anew: %s; left behind: %s; grown: %s", new, left, sorted(grown))

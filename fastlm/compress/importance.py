@@ -1,0 +1,75 @@
+"""How much the units of a model matter, and which to keep.
+
+Notable: a score is a number for each of `models.units`, so that one that looks at activations or gradients needs no
+other code to cut by. `magnitude` looks at weights alone: a cheap baseline that needs no data, and misses units that are
+large but say what others say.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fastlm.models import ModelConfig, units
+from fastlm.models import attention as attention_kinds
+from fastlm.models.units import HIDDEN, Kept, Unit
+from fastlm.ops import paths
+from fastlm.ops.contract import dense
+from fastlm.ops.leaf import Leaf
+
+Scores = Mapping[Unit, Float[Array, "U"]]
+
+
+def magnitude(cfg: ModelConfig, params: Any) -> dict[Unit, Float[Array, "U"]]:
+    """Returns the L2 norm of the matrix entries that touch each unit; of vectors, gains would hide everything else."""
+    squares: dict[Unit, Any] = {}
+    leaves, counts = paths.flatten(params, is_leaf=lambda node: isinstance(node, Leaf)), units.counts(cfg)
+    for path, names in units.axes(cfg).items():
+        if len(names) < 2:
+            continue
+        entries = jnp.square(dense(leaves[path]).astype(jnp.float32))
+        for axis, unit in enumerate(names):
+            if unit is not None:
+                others = tuple(other for other in range(len(names)) if other != axis)
+                by_unit = jnp.sum(entries, axis=others).reshape(counts[unit], -1).sum(axis=1)
+                squares[unit] = squares.get(unit, 0.0) + by_unit
+    return {unit: jnp.sqrt(total) for unit, total in squares.items()}
+
+
+def largest(cfg: ModelConfig, small: ModelConfig, scores: Scores) -> Kept:
+    """Returns the units of `cfg` with the highest scores, as many as `small` has of each; of equal ones the first.
+
+    Where groups of heads share a key, and `small` has fewer groups, whole groups are kept by the root of the summed
+    squares of key, value and heads; otherwise the best heads of each group.
+    """
+    scores = {unit: np.asarray(score, np.float64) for unit, score in scores.items()}
+    heads: dict[str, dict[int, tuple[int, ...]]] = {"attention": {}, "cross_attention": {}}
+    feed_forward = {}
+    for i in range(cfg.total_layers):
+        before, after = cfg.layer(i), small.layer(i)
+        feed_forward[i] = _top(scores[units.feed_forward(i)], after.feed_forward_width)
+        for part in units.attention_parts(cfg, i):
+            alike = [i]  # layers that have to keep the same heads
+            if cfg.positions == "relative" and part == "attention":
+                alike = [other for stack in (cfg.encoder_stack, cfg.stack) if i in stack for other in stack]
+            of_heads, of_keys = (
+                sum(scores[units.heads(other, part, kind)] ** 2 for other in alike) for kind in ("heads", "kv_heads")
+            )
+            halves = 2 if attention_kinds.kind(getattr(before, part), part).module.two_ways(before) else 1
+            by_group = of_heads.reshape(before.kv_heads, -1)
+            groups = _top(of_keys + by_group.sum(axis=1), after.kv_heads, halves if before.kv_heads > 1 else 1)
+            each = after.heads // after.kv_heads
+            best = (_top(by_group[group], each, halves if before.kv_heads == 1 else 1) for group in groups)
+            size = by_group.shape[1]
+            heads[part][i] = tuple(group * size + n for group, own in zip(groups, best) for n in own)
+    hidden = _top(scores[HIDDEN], small.width)
+    return Kept(hidden, heads["attention"], heads["cross_attention"], feed_forward)
+
+
+def _top(scores: np.ndarray, count: int, halves: int = 1) -> tuple[int, ...]:
+    """The places of the largest, ascending; as many of either half if `halves` is 2."""
+    size = len(scores) // halves
+    order = [np.argsort(-part, kind="stable")[: count // halves] for part in scores.reshape(halves, size)]
+    return tuple(sorted(int(place) + half * size for half, part in enumerate(order) for place in part))
