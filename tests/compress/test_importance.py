@@ -9,9 +9,10 @@ import pytest
 
 from fastlm.compress import importance
 from fastlm.compress.parts import Part
-from fastlm.models import ModelConfig, slicing, units
+from fastlm.models import ModelConfig, abstract, slicing, units
 from fastlm.ops.paths import map_with_path
 from fastlm.parallel import mesh as meshes
+from fastlm.parallel import rules
 from tests.models.random_weights import drawn
 
 CFG = ModelConfig(vocab_size=13, max_length=12, layers=2, width=16, heads=4, kv_heads=2, feed_forward="swiglu")
@@ -66,6 +67,15 @@ def test_what_is_loud_is_kept(changes):
     assert cut == small
     taken = part.take(cfg, params, meshes.make())
     assert all(map(np.array_equal, jax.tree.leaves(taken), jax.tree.leaves(sliced)))
+
+
+def test_a_part_is_the_same_of_weights_that_are_cut_over_devices():
+    part, params, mesh = Part((1,), width=8, feed_forward_width=16, heads=2), drawn(CFG), meshes.make(fsdp=2, tensor=2)
+    placed = jax.device_put(params, rules.shardings(params, abstract(CFG)[1], mesh))
+    jax.set_mesh(mesh)
+    found = part.take(CFG, placed, mesh)
+    jax.tree.map(np.testing.assert_array_equal, found, part.take(CFG, params, mesh))
+    assert jax.tree.map(np.shape, found) == jax.tree.map(lambda leaf: leaf.shape, abstract(part.config(CFG))[0])
 
 
 def test_equal_scores_keep_the_first():

@@ -66,6 +66,13 @@ MODELS = {
     "mixed_too": variant(LLAMA, attention=("gated_linear", "lsh")),
     "transformer_xl": variant(LLAMA, attention="transformer_xl(memory=4)"),
 }
+
+
+def some(*names):
+    """All models that this file has, those that are not named only where the slow tests run."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+
 HEADS = {2: ((2, 3), (0, 3)), 4: ((1, 3), (0, 1, 2)), 1: ((1, 3), (0, 1, 2))}  # kv heads -> what to keep, by layer
 TOKENS = np.random.default_rng(0).integers(0, 13, (2, 9), dtype=np.int32)
 
@@ -191,7 +198,7 @@ def kept_of(cfg):
     return kept, dropped
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some("gpt", "llama", "bert", "t5", "mixed", "transformer_xl"))
 def test_units_that_nobody_reads_can_go(name):
     cfg = MODELS[name]
     kept, dropped = kept_of(cfg)
@@ -203,7 +210,7 @@ def test_units_that_nobody_reads_can_go(name):
     close(run(small, sliced), run(cfg, params))
 
 
-@pytest.mark.parametrize("name", ["one_group", "t5", "post"])
+@pytest.mark.parametrize("name", [pytest.param("one_group", marks=pytest.mark.slow), "t5", "post"])
 def test_hidden_units_that_are_zero_can_go_under_rms_norm(name):
     cfg = variant(BERT, norm="rms_norm") if name == "post" else MODELS[name]
     hidden = (0, 1, 3, 4, 7, 8, 9, 11, 12, 15)

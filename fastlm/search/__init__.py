@@ -1,0 +1,1 @@
+"""Looking for models: shapes and compressions under a budget."""

@@ -1,0 +1,48 @@
+"""How many times as fast as its teacher a student will be: measured before it is trained.
+
+Notable: what a model weighs does not change how fast it is, so weights are random. Each student takes turns with the
+teacher, so that both see the same minutes of the machine; products are fused, as `fastlm.generate` has them.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+import jax
+
+from fastlm.measurement import ruler
+from fastlm.measurement.ruler import Load
+from fastlm.measurement.runtimes import PIECE, Jitted
+from fastlm.models import Compute, Model, ModelConfig, fusion
+from fastlm.search.students import Clock
+
+
+def clock(compute: Compute, *, rows: int = 1, length: int = 128, tokens: int = 32, turns: int = 5) -> Clock:
+    """Returns what times students: writing `tokens` behind `length` others, or reading, where a model does not write.
+
+    Args:
+      compute: how all of them are computed.
+    """
+
+    def speeds(teacher: ModelConfig, students: Sequence[ModelConfig]) -> list[float]:
+        room = teacher.max_length - tokens - PIECE
+        first = _runtime(teacher, compute)
+        load = Load(rows, max(min(length, room), 1), tokens) if first.writes() else Load(rows, min(length, room))
+        return [_ratio(first, _runtime(student, compute), load, turns) for student in students]
+
+    return speeds
+
+
+def _runtime(cfg: ModelConfig, compute: Compute) -> Jitted:
+    cfg, params = fusion.fuse(cfg, jax.jit(Model(cfg).init)(jax.random.key(0)))
+    return Jitted(Model(cfg, compute), params, 0 if cfg.encoder_layers else None)
+
+
+def _ratio(teacher: Jitted, student: Jitted, load: Load, turns: int) -> float:
+    def run(runtime: Jitted, load: Load) -> list[float]:
+        if load.count:
+            return runtime.write(load.rows, load.length, load.count)
+        return [runtime.read(load.rows, load.length)]
+
+    models = {name: lambda load, one=one: run(one, load) for name, one in (("teacher", teacher), ("student", student))}
+    seconds = {name: by_load[str(load)] for name, by_load in ruler.take_turns(models, [load], turns).items()}
+    return statistics.median(sum(a) / sum(b) for a, b in zip(seconds["teacher"], seconds["student"]))
