@@ -107,3 +107,103 @@ def test_a_run_goes_on_from_another(tiny_config, tmp_path, monkeypatch):
 def test_a_source_that_is_no_workdir_names_the_converter(tmp_path):
     with pytest.raises(UserError, match=r"holds no fastlm checkpoint.*python -m fastlm\.convert --from"):
         initial.Init(source=str(tmp_path))
+
+
+# --- a part of a trained model -----------------------------------------------------------------------
+
+TRANSLATOR = dataclasses.replace(CFG, layers=3, family="encoder_decoder", encoder_layers=4)
+
+
+def start_with(cfg, tmp_path, **part):
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    return initial.Start(initial.Init(source=str(tmp_path), **part), 7, cfg, None, {})
+
+
+@pytest.mark.parametrize(
+    ("cfg", "layers", "section", "numbers"),
+    [
+        (dataclasses.replace(CFG, layers=6), "0,2,5", {}, (0, 2, 5)),
+        (dataclasses.replace(CFG, layers=6), "evenly", {"layers": 3}, (0, 3, 5)),
+        (TRANSLATOR, "0,2|1, 2", {}, (0, 2, 5, 6)),
+        (TRANSLATOR, "|0", {"layers": 1}, (0, 1, 2, 3, 4)),
+        (TRANSLATOR, "evenly", {"layers": 2}, (0, 1, 2, 3, 4, 6)),
+        (TRANSLATOR, "evenly", {"layers": 1, "encoder_layers": 2}, (0, 3, 4)),
+    ],
+)
+def test_layers_are_named_in_words(tmp_path, cfg, layers, section, numbers):
+    start = start_with(cfg, tmp_path, layers=layers)
+    small = start.architecture(section)
+    assert small.total_layers == len(numbers)
+    assert start.part(small.layers, small.encoder_layers).layers == numbers
+    (note,) = initial.notes(start, small)
+    assert f"starts from layers {', '.join(map(str, numbers))} of {cfg.total_layers} of {tmp_path}, step 7; " in note
+    assert f"(there {cfg.layers})" in note or small.layers == cfg.layers
+
+
+@pytest.mark.parametrize(
+    ("part", "section", "message"),
+    [
+        (
+            {"layers": "0,7"},
+            {},
+            "config.init.layers: '0,7': give 'evenly', or ascending numbers from 0 to 3, each once",
+        ),
+        ({"layers": "2,1"}, {}, "config.init.layers: '2,1': give"),
+        ({"layers": "odd"}, {}, "config.init.layers: 'odd': give"),
+        ({"layers": "0|1"}, {}, "does not fit a model of family 'decoder'; write '0,2,4'"),
+        ({"layers": "evenly"}, {}, "'evenly' leaves open how many; say so with config.model.layers"),
+        ({"layers": "evenly"}, {"layers": 5}, "config.init: 5 of 4 layers cannot be kept"),
+        ({"layers": "0,1"}, {"layers": 3}, "config.model.layers: says 3, but what config.init.layers keeps has 2"),
+        ({"width": 17}, {}, "config.init.width: 17 cannot be kept of 16; give 1 to 16, or 0 for all"),
+        ({"feed_forward_width": -1}, {}, "config.init.feed_forward_width: -1 cannot be kept of 64"),
+        ({"heads": 3}, {}, "config.init.heads: 3 of 4 heads are neither whole groups of 2 that share a key, nor"),
+        ({"heads": 2}, {"kv_heads": 2}, "config.model.kv_heads: says 2, but what config.init.heads keeps has 1"),
+        ({"width": 8}, {"width": 16}, "config.model.width: says 16, but what config.init.width keeps has 8"),
+    ],
+)
+def test_parts_that_cannot_be(tmp_path, part, section, message):
+    cfg = dataclasses.replace(CFG, layers=4, heads=4, kv_heads=2)
+    with pytest.raises(UserError, match=message) as caught:
+        start_with(cfg, tmp_path, **part).architecture(section)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_needs_a_whole():
+    with pytest.raises(UserError, match=r"config\.init\.width: keeps a part of a trained model; name it with config"):
+        initial.Init(width=8)
+
+
+def begun_run(config, workdir, say=print):
+    """A run before its first step, saved."""
+    run = loop.Run(build.build(config, workdir), say=say)
+    run.save()
+    run.batches.close()
+    run.checkpoints.close()
+    if run.lock is not None:
+        run.lock.close()
+    return run
+
+
+def test_a_run_begins_with_a_part_of_a_model_and_goes_on(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda *a: 1)
+    monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
+    tiny_config["evaluation"] |= {"split": "", "every": 0, "final_split": ""}
+    tiny_config["model"] |= {"layers": 3, "heads": 4}
+    teacher = begun_run(tiny_config, tmp_path / "teacher").state.params["model"]
+    part = {"layers": "evenly", "width": 12, "feed_forward_width": 24, "heads": 2}
+    tiny_config["init"] = {"source": str(tmp_path / "teacher"), "step": "", **part}
+    tiny_config["model"] = {"layers": 2}
+    run = begun_run(tiny_config, tmp_path / "student")
+    cfg = run.experiment.model.cfg
+    assert (cfg.layers, cfg.width, cfg.layer(0).heads, cfg.layer(0).head_dim) == (2, 12, 2, 4)
+    assert "layers 0, 2 of 3, the 12 largest hidden units, the 24 largest feed-forward units" in run.experiment.notes[0]
+    begun = jax.device_get(flatten(run.state.params["model"]))
+    table, up = np.asarray(teacher["embedding"]["table"]), np.asarray(teacher["layers"]["2"]["feed_forward"]["up"])
+    hidden = [np.flatnonzero((table == column[:, None]).all(axis=0)).item() for column in begun["embedding/table"].T]
+    assert hidden == sorted(set(hidden)) and len(hidden) == 12
+    for column in begun["layers/1/feed_forward/up"].T:
+        assert (up[hidden] == column[:, None]).all(axis=0).sum() == 1
+    said = []
+    again = begun_run(tiny_config, tmp_path / "student", said.append)
+    assert said == [f"resuming {tmp_path / 'student'} at step 0"]
+    jax.tree.map(np.testing.assert_array_equal, again.state.params, run.state.params)
