@@ -176,6 +176,17 @@ def test_config_files_that_cannot_work(tmp_path, text, message):
         (["--config", "configs/lm_tinny.py"], "did you mean 'configs/lm_tiny.py'?"),
         (["--config", "README.md"], "README.md is no Python file"),
         (["--config", "configs"], "--config: no file configs"),
+        (
+            [*("--config", "configs/distill/language_model.py"), "--config.training.accumulation=1"],
+            "config.tokenizer.path: runs/lm_reference holds no fastlm checkpoint",
+        ),
+        (
+            [
+                *("--config", "configs/distill/language_model.py", "--config.training.accumulation=1"),
+                "--config.tokenizer.kind=bytes",
+            ],
+            "config.distilled.teachers: runs/lm_reference holds no fastlm checkpoint",
+        ),
         (["--confg", "configs/lm_tiny.py"], "Did you mean: config"),
         (["--config", "configs/lm_tiny.py", "model.layers=2"], "unexpected argument 'model.layers=2'"),
         (["--config", "configs/lm_tiny.py", "--profile=maybe"], "--profile"),

@@ -223,7 +223,7 @@ def test_long_range_models_take_every_kind_that_their_runner_gives_them(task):
 
 def start_of(source, tmp_path):
     """A workdir like the one that a config starts from, after one step of a model of one layer."""
-    name = {"runs/minilm": "mlm_small", "runs/lm_code": "lm_code"}[source]
+    name = {"runs/minilm": "mlm_small"}.get(source, source.removeprefix("runs/"))
     changes = ["model.layers=1", "model.width=32", "training.steps=1", "evaluation.every=0", "evaluation.final_split="]
     changes += ["sample.prompts=()", "logging.tensorboard=False", "data.batch_size=4", "evaluation.batches=1"]
     config = command_line.load_config(str(ROOT / "configs" / f"{name}.py"), changes)
@@ -255,6 +255,10 @@ def check_builds(path, tmp_path, monkeypatch):
         config["data"]["sources"] = ((source.removesuffix("_paper"), 1.0),)
     if config["init"]["source"]:
         config["init"]["source"] = start_of(config["init"]["source"], tmp_path)
+    if "distilled" in config["wrappers"]:
+        teacher = start_of(config["distilled"]["teachers"][0], tmp_path)
+        config["distilled"]["teachers"] = (teacher,)
+        config["tokenizer"]["path"] = teacher
     experiment = build.build(config, tmp_path / "run")
     assert experiment.model.cfg.vocab_size >= experiment.tokenizer.vocab_size
     batches = experiment.train_batches()

@@ -162,6 +162,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
 
 
 def _checkpoint(workdir: str, step: str) -> initial.Start:
+    initial.check_source(workdir, "config.distilled.teachers")
     return initial.start(Init(workdir, step))
 
 
@@ -186,6 +187,7 @@ def _source_of_tokenizer(values: dict[str, Any]) -> Init:
     values = configuration.arguments(tokenizers.make, "tokenizer", values, ("documents", "data_dir"))
     if not values.get("path"):
         raise UserError(f"config.tokenizer.path: kind '{OF_CHECKPOINT}' needs the workdir of a trained model")
+    initial.check_source(values["path"], "config.tokenizer.path")
     return Init(values["path"])
 
 

@@ -56,12 +56,17 @@ class Init:
         for key in ("layers", "width", "feed_forward_width", "heads"):
             if getattr(self, key) and not self.source:
                 raise UserError(f"config.init.{key}: keeps a part of a trained model; name it with config.init.source")
-        folder = Path(self.source).expanduser()
-        if self.source and not (folder / "checkpoints").is_dir():
-            raise UserError(
-                f"config.init.source: {self.source} holds no fastlm checkpoint; a model from elsewhere is converted "
-                f"first: python -m fastlm.convert --from {self.source} --to runs/base"
-            )
+        if self.source:
+            check_source(self.source, "config.init.source")
+
+
+def check_source(workdir: str, where: str) -> None:
+    """Raises a `UserError`, which names the key `where`, if a workdir has no checkpoints."""
+    if not (Path(workdir).expanduser() / "checkpoints").is_dir():
+        raise UserError(
+            f"{where}: {workdir} holds no fastlm checkpoint; a model from elsewhere is converted first: "
+            f"python -m fastlm.convert --from {workdir} --to runs/base"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
