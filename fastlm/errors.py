@@ -22,6 +22,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Prints a `UserError` as one line on stderr and exits with status 2."""

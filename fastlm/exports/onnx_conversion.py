@@ -16,7 +16,7 @@ import onnx
 from jax import export
 from jax.extend import core
 
-from fastlm.errors import UserError
+from fastlm.errors import UserError, first_line
 from fastlm.ops.operators import Call, Slot, primitive
 
 DOMAIN = "fastlm"
@@ -54,8 +54,7 @@ def convert(flat: core.ClosedJaxpr, name: str, inputs: Sequence[str], outputs: S
             replay, shapes, model_name=name, opset=OPSET, input_names=inputs, output_names=outputs
         )
     except Exception as error:  # of any type, whatever in the program it did not expect
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"this model's '{name}' cannot be written as ONNX: {line}") from None
+        raise UserError(f"this model's '{name}' cannot be written as ONNX: {first_line(error)}") from None
     finally:
         replaced()
     return converted

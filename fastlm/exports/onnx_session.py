@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlm.errors import UserError
+from fastlm.errors import UserError, first_line
 from fastlm.exports.onnx_graph import DATA
 
 SIGNATURE = "signature.json"
@@ -61,7 +61,7 @@ class Programs:
         try:
             return onnxruntime.InferenceSession(self.folder / self.signature[name]["file"], options)
         except Exception as error:
-            line = str(error).strip().splitlines()[0]
+            line = first_line(error)
             raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot read '{name}': {line}") from None
 
     def weights(self) -> np.ndarray:

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastlm.errors import UserError
+from fastlm.errors import UserError, first_line
 from fastlm.parallel import multihost
 from fastlm.training.state import State
 
@@ -218,10 +218,9 @@ class Checkpoints:
             raise
         except Exception as error:
             # Orbax, TensorStore and the file system each raise their own kinds here.
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             others = [s for s in self._complete() if s != step]
             raise UserError(
-                f"checkpoint {place}: could not {verb} it ({reason[:300]}); {_advice(verb, others)}"
+                f"checkpoint {place}: could not {verb} it ({first_line(error)[:300]}); {_advice(verb, others)}"
             ) from error
 
     def _complete(self) -> list[int]:

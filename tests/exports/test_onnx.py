@@ -238,6 +238,15 @@ def test_what_is_cut_short_is_refused(exported, tmp_path):
         Programs(tmp_path)
 
 
+def test_what_has_no_form_in_onnx_is_one_line_even_of_an_error_without_words(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("jax2onnx.to_onnx", fail)
+    with pytest.raises(UserError, match="'forward' cannot be written as ONNX: NotImplementedError"):
+        onnx_format.write(tmp_path, *make(LLAMA))
+
+
 def test_prompts_that_do_not_fit_are_refused(exported):
     model, _, programs = exported("states")
     runtime = OnnxModel(model.cfg, model.compute, programs)
