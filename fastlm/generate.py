@@ -72,11 +72,8 @@ def main() -> None:
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
-    if RUNTIME.value == "jax" and FUSED.value:
-        restored = restored.fused()
-    if WEIGHTS.value:
-        restored = runtimes.in_eight_bits(RUNTIME.value, restored)
     writing = chatting(restored) if CHAT.value else task_writing(restored)
+    options |= {"fused": FUSED.value, "weights": WEIGHTS.value}
     rows = [writing.read(prompt) for prompt in prompts]
     longest = 1 if writing.start is not None else max(map(len, rows))
     max_tokens = MAX_TOKENS.value or max(1, min(DEFAULT_TOKENS, restored.model.cfg.max_length - longest))
@@ -207,10 +204,10 @@ def read_draft(restored: restore.Restored) -> tuple[drafts.Draft, Any]:
     if DRAFT.value == "lookup":
         return drafts.LookupDraft(), None
     mesh = jax.sharding.get_mesh()  # of the large model
-    draft = restore.restore(DRAFT.value, mesh, dtype=DTYPE.value, cache_dtype=CACHE_DTYPE.value)
+    options = {"dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value, "fused": FUSED.value}
+    draft = restore.restore(DRAFT.value, mesh, **options)
     if not draft.tokenizer.splits_like(restored.tokenizer):
         raise UserError(f"--draft: {DRAFT.value} has another tokenizer than {WORKDIR.value}; it needs the same")
-    draft = draft.fused() if FUSED.value else draft
     return drafts.ModelDraft(draft.model), draft.params
 
 

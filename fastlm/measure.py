@@ -63,16 +63,9 @@ class Subject:
         """Restores it."""
         self._mesh = meshes.share_weights(TENSOR.value)
         jax.set_mesh(self._mesh)
-        options = (
-            {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
-            if runtime == "jax"
-            else {}
-        )
+        options = {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
+        options |= {"fused": FUSED.value, "weights": WEIGHTS.value}
         self._restored = exported.restore(runtime, workdir, self._mesh, **options)
-        if runtime == "jax" and FUSED.value:
-            self._restored = self._restored.fused()
-        if WEIGHTS.value:
-            self._restored = exported.in_eight_bits(runtime, self._restored)
         self._stored = functools.partial(exported.sizes, runtime, workdir, self._restored, bool(AVERAGE.value))
         model = self._restored.model
         start = None

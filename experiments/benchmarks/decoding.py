@@ -46,9 +46,8 @@ def of_jax(path: str, option: str) -> Program:
 
     options = {"dtype": option if option in ("bfloat16", "float16") else "float32"}
     options |= {"cache_dtype": "int8"} if option == "int8" else {}
-    restored = runtimes.restore("jax", path, mesh.make(), **options)
-    restored = restored.fused() if option in ("fused", "rounded") else restored
-    return _timed("jax", restored.rounded() if option == "rounded" else restored)
+    options |= {"fused": option in ("fused", "rounded"), "weights": "int8" if option == "rounded" else None}
+    return _timed("jax", runtimes.restore("jax", path, mesh.make(), **options))
 
 
 def of_onnx(path: str, option: str) -> Program:

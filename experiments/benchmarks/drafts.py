@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=5)
     asked = parser.parse_args()
-    read = lambda workdir: restore.restore(workdir, mesh.make(), dtype="float32").fused()
+    read = lambda workdir: restore.restore(workdir, mesh.make(), dtype="float32", fused=True)
     target = read(asked.workdir)
     rows = [sample.prompt_ids(target.tokenizer, line) for line in asked.prompts.read_text().splitlines() if line]
     known = {}

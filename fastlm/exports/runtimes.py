@@ -19,35 +19,27 @@ from fastlm.training.restore import Restored
 RUNTIMES = ("jax", "onnx")
 
 
-def restore(runtime: str, folder: str | Path, mesh: Mesh, **options: Any) -> Restored:
+def restore(runtime: str, folder: str | Path, mesh: Mesh, *, fused: bool = False, **options: Any) -> Restored:
     """Returns the model in a folder; it scores and writes with the same code, whatever runs it.
 
     Args:
       runtime: one of `RUNTIMES`.
+      fused: whether products are fused; those of an export are.
       options: of `training.restore.restore`, for workdirs; an export is what it is.
 
     Raises:
       UserError: nothing that this runtime takes is there, or options for what has none.
     """
     if runtime == "jax":
-        return workdirs.restore(folder, mesh, **options)
+        return workdirs.restore(folder, mesh, fused=fused, **options)
+    if mesh.shape["tensor"] > 1:
+        raise UserError(f"--tensor: goes with --runtime jax; leave it out with --runtime {runtime}")
     for name, value in options.items():
         if value not in (None, ""):
             raise UserError(f"--{name}: was chosen when the model was exported; leave it out with --runtime {runtime}")
     from fastlm.exports import onnx_runtime  # and what it needs, which only exports do
 
     return onnx_runtime.restore(folder)
-
-
-def in_eight_bits(runtime: str, restored: Restored) -> Restored:
-    """Rounds the weights of a restored model.
-
-    Raises:
-      UserError: an export, whose weights were chosen when it was made; weights cut over devices.
-    """
-    if runtime != "jax":
-        raise UserError(f"--weights: was chosen when the model was exported; leave it out with --runtime {runtime}")
-    return restored.rounded()
 
 
 def timed(runtime: str, restored: Restored, start: int | None) -> Runtime:

@@ -26,11 +26,18 @@ TOGETHER = {
 
 
 def fuse(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """Returns a model that computes the same, with its products fused where that is possible."""
+    """Returns a model that computes the same, with its products fused where that is possible.
+
+    Args:
+      params: all of them, or a part: some of what stands at the top of the tree, and of its layers.
+    """
     if cfg.fused:
         return cfg, params
     cfg = dataclasses.replace(cfg, fused=True)
-    return cfg, _rebuilt(params, abstract(cfg)[0])
+    wanted = {name: inner for name, inner in abstract(cfg)[0].items() if name in params}
+    if "layers" in params:
+        wanted["layers"] = {number: wanted["layers"][number] for number in params["layers"]}
+    return cfg, _rebuilt(params, wanted)
 
 
 def _rebuilt(own: Params, wanted: Params) -> Params:

@@ -18,7 +18,7 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fastlm.parallel import multihost
 from fastlm.training.state import State
 
 BEST_METRIC = "loss"
+LAYERS = "layers"  # the part of a model whose own parts are alike, and many
 DELETED = "deleted"  # where checkpoints that are not kept go, to be removed
 ABOUT = {"model": dict, "tokenizer": str, "config": dict, "data": dict, "metrics": dict}
 
@@ -166,10 +167,30 @@ class Checkpoints:
 
     def restore_model(self, step: int, target: Any, *, average: bool = False) -> Any:
         """Returns the model's parameters at `step`, or their average, without what was trained beside them."""
+        self._require_average(step, average)
         name = "average" if average else "model"
-        if average and not (self.folder / str(step) / name).is_dir():
-            raise UserError(f"{self.folder / str(step)}: the run kept no averaged weights; drop --average")
         return self._restore(step, {name: target})[name]
+
+    def _require_average(self, step: int, average: bool) -> None:
+        if average and not (self.folder / str(step) / "average").is_dir():
+            raise UserError(f"{self.folder / str(step)}: the run kept no averaged weights; drop --average")
+
+    def restore_parts(self, step: int, target: Any, change: Callable[[Any], Any], *, average: bool = False) -> Any:
+        """Returns what `change` makes of the model's parameters, of which one layer at a time is read.
+
+        Args:
+          change: from a part of the parameters (one layer, or something else at the top of the tree) to another tree,
+            which has the same names there.
+        """
+        self._require_average(step, average)
+        name, made = "average" if average else "model", {}
+        for part in _one_at_a_time(target):
+            item = _with_placeholders(target, part)
+            arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(_restore_args, item))
+            with self._reporting("read", step):
+                read = self._manager.restore(step, args=ocp.args.Composite(**{name: arguments}))[name]
+            _put(made, jax.block_until_ready(change(_without_placeholders(read, part))))
+        return made
 
     def _restore(self, step: int, parts: dict[str, Any]) -> Any:
         with self._reporting("read", step):
@@ -238,6 +259,45 @@ def _parts(state: State, exported: Any = None) -> dict[str, Any]:
     rest = state.replace(params=beside(state.params), average=beside(state.average) if averages else ())
     parts = {"model": state.params["model"], "training": rest}
     return parts | ({"average": state.average["model"]} if averages else {})
+
+
+def _one_at_a_time(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the parts of a tree of parameters: each of its layers, and whatever else stands at the top."""
+    for name, inner in tree.items():
+        if name == LAYERS:
+            yield from ({LAYERS: {number: layer}} for number, layer in inner.items())
+        else:
+            yield {name: inner}
+
+
+def _with_placeholders(tree: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Returns a tree in which all but a part is left out, as Orbax is told so: the rest still has to be in the file."""
+    left_out = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, tree)
+    _put(left_out, part)
+    return left_out
+
+
+def _without_placeholders(tree: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Returns of a tree what stands where `part` does."""
+    kept = {name: tree[name] for name in part}
+    if LAYERS in part:
+        kept[LAYERS] = {number: tree[LAYERS][number] for number in part[LAYERS]}
+    return kept
+
+
+def _put(tree: dict[str, Any], part: dict[str, Any]) -> None:
+    """Puts a part into a tree, in place."""
+    for name, inner in part.items():
+        if name == LAYERS:
+            tree.setdefault(LAYERS, {}).update(inner)
+        else:
+            tree[name] = inner
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    if leaf is ocp.PLACEHOLDER:
+        return ocp.RestoreArgs()
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def _advice(verb: str, others: list[int]) -> str:

@@ -1,6 +1,7 @@
 """A trained model from its workdir, without the config file that trained it."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -43,26 +44,6 @@ class Restored:
         kind.check(self.model.cfg)
         return kind
 
-    def fused(self) -> "Restored":
-        """Returns the model with fused products, which decodes faster; as it is where weights are cut over devices."""
-        if not self._whole():
-            return self
-        cfg, params = fusion.fuse(self.model.cfg, self.params)
-        return dataclasses.replace(self, model=Model(cfg, self.model.compute), params=params)
-
-    def _whole(self) -> bool:
-        return all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(self.params))
-
-    def rounded(self) -> "Restored":
-        """Returns the model with its weights in eight bits; see `models.rounding`.
-
-        Raises:
-          UserError: weights are cut over devices.
-        """
-        if not self._whole():
-            raise UserError("--weights int8: goes with weights on one device; leave --tensor out")
-        return dataclasses.replace(self, params=rounding.round_weights(self.params))
-
     def trained(self, kind: TaskKind, mesh: Mesh) -> Trained:
         """Returns the model as what `kind` scores and asks."""
         task = kind.make(self.model, self.tokenizer)
@@ -77,6 +58,8 @@ def restore(
     average: bool | None = None,
     dtype: str | None = None,
     cache_dtype: str | None = None,
+    fused: bool = False,
+    weights: str | None = None,
 ) -> Restored:
     """Reads a checkpoint of a run onto `mesh`.
 
@@ -85,9 +68,11 @@ def restore(
       average: use the averaged weights; None uses them if the run kept any.
       dtype: compute type; None is that of the run.
       cache_dtype: what decoding keeps keys and values in; None is that of the run.
+      fused: whether to fuse products, which decodes faster; weights that are cut over devices stay as they are.
+      weights: "int8" for weights in eight bits (see `models.rounding`); None leaves them as they are stored.
 
     Raises:
-      UserError: no, damaged, or foreign checkpoint.
+      UserError: no, damaged, or foreign checkpoint; weights to be rounded that are cut over devices.
     """
     files = Checkpoints(workdir, read_only=True)
     step = files.resolve(step)
@@ -104,7 +89,16 @@ def restore(
     target = jax.tree.map(place, shapes, placement)
     if average is None:
         average = (files.folder / str(step) / "average").is_dir()
-    params = files.restore_model(step, target, average=average)
+    whole = all(where.is_fully_replicated for where in jax.tree.leaves(placement))
+    if weights and not whole:
+        raise UserError("--weights int8: goes with weights on one device; leave --tensor out")
+    fuse = functools.partial(fusion.fuse, cfg) if fused and whole else lambda params: (cfg, params)
+    if weights:  # a layer at a time, so that there is never much more in memory than what stays
+        rewrite = lambda part: rounding.round_weights(fuse(part)[1])
+        params = files.restore_parts(step, target, rewrite, average=average)
+        cfg = dataclasses.replace(cfg, fused=cfg.fused or (fused and whole))
+    else:
+        cfg, params = fuse(files.restore_model(step, target, average=average))
     chosen = {"dtype": dtype, "cache_dtype": cache_dtype}
     compute = dataclasses.replace(compute, **{name: value for name, value in chosen.items() if value is not None})
     return Restored(Model(cfg, compute), params, tokenizer, about, step)

@@ -6,11 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from fastlm.decoding import sample
 from fastlm.models import Model, ModelConfig, fusion
 from fastlm.ops.paths import flatten
-from fastlm.parallel import mesh as meshes
-from fastlm.training.restore import Restored
 
 SMALL = ModelConfig(vocab_size=24, max_length=24, layers=2, width=32, heads=4, init_scale=0.3)
 LLAMA = dataclasses.replace(SMALL, kv_heads=2, norm="rms_norm", feed_forward="swiglu", qk_norm=True)
@@ -60,19 +57,10 @@ def test_it_is_made_once():
     assert fusion.fuse(cfg, fused)[1] is fused
 
 
-def test_restored_models_write_the_same_and_stay_as_they_are_where_they_are_cut():
-    model, params = made(LLAMA)
-    restored = Restored(model, params, None, {}, 0)
-    options = {"max_tokens": 6, "how": sample.Sampling(temperature=0.0)}
-    wanted, found = (
-        np.concatenate(list(sample.generate(one.model, one.params, [[3, 5, 7], [2]], **options)), axis=1)
-        for one in (restored, restored.fused())
-    )
-    np.testing.assert_array_equal(found, wanted)
-    mesh = meshes.make(tensor=2)
-    place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-    everywhere = dataclasses.replace(restored, params=jax.device_put(params, place()))
-    assert "qkv" in everywhere.fused().params["layers"]["0"]["attention"]
-    cut = jax.tree.map(lambda leaf: jax.device_put(leaf, place(*[None] * (leaf.ndim - 1), "tensor")), params)
-    placed = dataclasses.replace(restored, params=cut)
-    assert placed.fused() is placed
+def test_a_part_is_fused_as_the_whole_is():
+    cfg, params = LLAMA, made(LLAMA)[1]
+    whole = fusion.fuse(cfg, params)[1]
+    for part in ({"layers": {"0": params["layers"]["0"]}}, {"embedding": params["embedding"]}):
+        found = fusion.fuse(cfg, part)[1]
+        wanted = {name: whole[name] if name != "layers" else {"0": whole[name]["0"]} for name in part}
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
