@@ -4,16 +4,18 @@
     python -m fastlm.generate --workdir runs/smollm2 --chat --prompt "Why is the sky blue?"
     python -m fastlm.generate --workdir runs/translate_small --prompt "In the beginning" --beams 4
 
-One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line), are printed in order, a
-few being written at a time: one that ends makes room for the next. The same seed gives the same text. `--beams`
-searches for the likeliest text instead of drawing one. `--draft` has a smaller model of the same tokenizer, or with
-`--draft lookup` the text so far, propose tokens that the model only checks: the same distribution, the same greedy
-text, in fewer readings. With `--runtime onnx`, ONNX Runtime writes, from what fastlm.export wrote.
+One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line), are printed in order,
+`--rows` being written at a time: one that ends makes room for the next (searches, drafts and ONNX Runtime finish such a
+group first). The same seed gives the same text. `--beams` searches for the likeliest text instead of drawing one.
+`--draft` has a smaller model of the same tokenizer, or with `--draft lookup` the text so far, propose tokens that the
+model only checks: the same distribution, the same greedy text, in fewer readings. With `--runtime onnx`, ONNX Runtime
+writes, from what fastlm.export wrote.
 """
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from absl import flags
 from fastlm import command_line
 from fastlm.data import chat
 from fastlm.data.tokenizers.base import check_text
-from fastlm.decoding import batching, beam, drafts, sample, speculative
+from fastlm.decoding import batching, beam, drafts, inputs, sample, speculative
 from fastlm.errors import UserError
 from fastlm.exports import runtimes
 from fastlm.parallel import mesh as meshes
@@ -71,12 +73,13 @@ def main() -> None:
     mesh = meshes.share_weights(TENSOR.value)
     jax.set_mesh(mesh)
     options = {"step": STEP.value, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
+    options |= {"fused": FUSED.value, "weights": WEIGHTS.value}
     restored = runtimes.restore(RUNTIME.value, WORKDIR.value, mesh, **options)
     writing = chatting(restored) if CHAT.value else task_writing(restored)
-    options |= {"fused": FUSED.value, "weights": WEIGHTS.value}
     rows = [writing.read(prompt) for prompt in prompts]
     longest = 1 if writing.start is not None else max(map(len, rows))
     max_tokens = MAX_TOKENS.value or max(1, min(DEFAULT_TOKENS, restored.model.cfg.max_length - longest))
+    inputs.make(restored.model.cfg, rows, writing.start, max_tokens)  # what cannot be read is said before any text
     (search if BEAMS.value else draw)(restored, writing, prompts, rows, max_tokens)
 
 
@@ -116,13 +119,9 @@ def draw_elsewhere(
     for name, asked in (("draft", DRAFT.value), ("log_probabilities", LOG_PROBABILITIES.value)):
         if asked:
             raise UserError(f"--{name}: goes with --runtime jax")
-    if len(prompts) == 1:
-        show(restored, writing, prompts[0], sample.generate(restored.model, restored.params, rows, **options))
-        return
-    for begin in range(0, len(prompts), ROWS.value):
-        several = slice(begin, begin + ROWS.value)
-        chunks = sample.generate(restored.model, restored.params, rows[several], **options)
-        show_several(restored, writing, prompts[several], chunks)
+    for several in groups(prompts):
+        chunks = sample.generate(restored.model, restored.params, rows[several], first=several.start, **options)
+        show_group(restored, writing, prompts, several, chunks)
 
 
 def draw_with_draft(
@@ -136,14 +135,23 @@ def draw_with_draft(
     if LOG_PROBABILITIES.value:
         raise UserError("--log_probabilities: are not kept with --draft; leave one of the two out")
     draft, weights = read_draft(restored)
+    speculative.check_draft(restored.model, draft, options["max_tokens"], rows)
     options |= {"span": SPAN.value, "ends": writing.ends}
-    chunks = speculative.generate(restored.model, restored.params, draft, weights, rows, **options)
-    if len(prompts) == 1:
-        show(restored, writing, prompts[0], chunks)
-    else:
-        show_several(restored, writing, prompts, chunks)
-    told = f"{chunks.tokens_per_reading:.2f} tokens a reading, of at most {SPAN.value + 1}"
+    rounds = kept = 0
+    for several in groups(prompts):
+        chunks = speculative.generate(
+            *(restored.model, restored.params, draft, weights, rows[several]), first=several.start, **options
+        )
+        show_group(restored, writing, prompts, several, chunks)
+        rounds, kept = rounds + chunks.rounds, kept + chunks.kept
+    told = f"{kept / max(rounds, 1):.2f} tokens a reading, of at most {SPAN.value + 1}"
     say(f"draft {DRAFT.value}: {told}", file=sys.stderr)
+
+
+def groups(prompts: list[str]) -> Iterator[slice]:
+    """Yields which prompts are written together: `--rows` of them, so that memory does not grow with their number."""
+    for begin in range(0, len(prompts), ROWS.value):
+        yield slice(begin, begin + ROWS.value)
 
 
 def show(restored: restore.Restored, writing: Writing, prompt: str, chunks: Iterable[Sequence[np.ndarray]]) -> None:
@@ -154,11 +162,18 @@ def show(restored: restore.Restored, writing: Writing, prompt: str, chunks: Iter
     say()
 
 
-def show_several(
-    restored: restore.Restored, writing: Writing, prompts: list[str], chunks: Iterable[Sequence[np.ndarray]]
+def show_group(
+    restored: restore.Restored,
+    writing: Writing,
+    prompts: list[str],
+    several: slice,
+    chunks: Iterable[Sequence[np.ndarray]],
 ) -> None:
-    """Prints texts that were written together, when all have ended."""
-    for prompt, row in zip(prompts, sample.until_end(chunks, *writing.ends)):
+    """Prints texts that were written together, when all have ended; the only one that was asked for as it is made."""
+    if len(prompts) == 1:
+        show(restored, writing, prompts[0], chunks)
+        return
+    for prompt, row in zip(prompts[several], sample.until_end(chunks, *writing.ends)):
         say(f"--- {prompt!r}\n{text_of(restored, writing, prompt, row)}\n")
 
 
@@ -220,10 +235,10 @@ def search(
             raise UserError(f"--{name}: a search with --beams takes none; leave one of the two out")
     if len(writing.ends) > 1:
         raise UserError(f"--beams: any of {len(writing.ends)} tokens ends a turn of this model, and a search knows one")
-    found = beam.search(
+    find = functools.partial(
+        beam.search,
         restored.model,
         restored.params,
-        rows,
         max_tokens=max_tokens,
         beams=BEAMS.value,
         n_best=N_BEST.value,
@@ -232,6 +247,7 @@ def search(
         end=writing.ends[0],
         **writing.rules,
     )
+    found = (hypotheses for several in groups(prompts) for hypotheses in find(rows[several]))
     for prompt, hypotheses in zip(prompts, found):
         say(f"--- {prompt!r}" if len(prompts) > 1 else "", end="\n" if len(prompts) > 1 else "")
         for hypothesis in hypotheses:

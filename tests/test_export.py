@@ -53,6 +53,9 @@ def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path)
     lines = [json.dumps({"text": " ".join(words[:count])}) for count in (3, 8, 5, 7, 2, 6)]
     text.write_text("\n".join(lines))  # of which several share a row
     score = ["--source", f"jsonl:{text}#text", "--length", "32", "--batch_size", "2"]
+    drawn = ["--prompt", "Hello", "--prompt", "Hello", "--prompt", "What", "--max_tokens", "4", "--temperature", "1"]
+    wanted, found = call("generate", "--workdir", workdir, *drawn), call("generate", *elsewhere, *drawn, "--rows", "1")
+    assert found.status == 0 and found.out == wanted.out
     wanted, found = call("evaluate", "--workdir", workdir, *score), call("evaluate", *elsewhere, *score)
     assert found.status == 0, found.err
     metrics = lambda outcome: json.loads(outcome.out.splitlines()[-1])["metrics"]

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from fastlm.data import chat
-from fastlm.decoding import beam
+from fastlm.decoding import beam, inputs
 from fastlm.parallel import mesh as meshes
 from fastlm.training import build, restore
 from tests.entry_points import call, refuses
@@ -151,6 +151,22 @@ def test_a_draft_changes_the_readings_and_not_the_text(tmp_path):
     refuses("has another tokenizer than", *ask, other)
     refuses("--draft: a search with --beams takes none", *ask, "lookup", "--beams", "2")
     refuses("no checkpoint", *ask, tmp_path)
+
+
+def test_more_prompts_than_rows_wait_and_get_the_same_texts(tmp_path, monkeypatch):
+    workdir = converted("llama", tmp_path)
+    asked = ["generate", "--workdir", workdir, "--max_tokens", "5", "--temperature", "1", "--seed", "3"]
+    prompts = [word for text in ("ab", "c", "ab", "abc", "cab") for word in ("--prompt", text)]
+    read, make = [], inputs.make
+    monkeypatch.setattr(inputs, "make", lambda cfg, rows, *more: read.append(len(rows)) or make(cfg, rows, *more))
+    for how in (["--beams", "2"], ["--draft", "lookup"], []):
+        together = call(*asked, *prompts, *how)
+        read.clear()
+        waiting = call(*asked, *prompts, *how, "--rows", "2")
+        assert together.status == 0 and waiting.out == together.out and waiting.out.count("--- ") == 5
+        assert not how or read == [5, 2, 2, 1]  # all are looked at, before any is written to
+        late = call(*asked, "--prompt", "a", "--prompt", "a" * 999, *how, "--rows", "1")
+        assert late.status == 2 and not late.out and "the model's context is" in late.err
 
 
 def test_a_stop_ends_the_text_and_is_not_shown(tmp_path):

@@ -122,6 +122,7 @@ def generate(
     max_tokens: int,
     how: Sampling = Sampling(),
     seed: int = 0,
+    first: int = 0,
     chunk: int = 16,
     start: int | None = None,
     **rules: Any,
@@ -130,6 +131,7 @@ def generate(
 
     Args:
       rows: prompts of a decoder, or sources of an encoder-decoder.
+      first: number of the first row, of those of which these are a part: what is drawn depends on it.
       start: the token that an encoder-decoder's decoder begins with.
       rules: which tokens may come, as `rules.make` takes them; rows do not stop at an end token (see `until_end`).
 
@@ -138,7 +140,8 @@ def generate(
     """
     batch = inputs.make(model.cfg, rows, start, max_tokens)
     allowed = token_rules.make(model.cfg.vocab_size, max_tokens, **rules)
-    return run(model, params, batch, row_keys(seed, range(len(rows))), max_tokens, how, allowed, chunk)
+    keys = row_keys(seed, range(first, first + len(rows)))
+    return run(model, params, batch, keys, max_tokens, how, allowed, chunk)
 
 
 def row_keys(seed: int, rows: Sequence[int]) -> Array:

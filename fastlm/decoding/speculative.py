@@ -30,7 +30,7 @@ from fastlm.decoding import rules as token_rules
 from fastlm.decoding.drafts import Draft, ModelDraft, Proposal, before_last, put, rewinds
 from fastlm.decoding.inputs import Inputs
 from fastlm.decoding.rules import NEGATIVE, Rules
-from fastlm.decoding.sample import Sampling, filtered
+from fastlm.decoding.sample import Sampling, filtered, row_keys
 from fastlm.errors import UserError
 from fastlm.models import Model
 from fastlm.ops.caches import Cache
@@ -102,6 +102,7 @@ def generate(
     max_tokens: int,
     how: Sampling = Sampling(),
     seed: int = 0,
+    first: int = 0,
     span: int = 4,
     start: int | None = None,
     ends: Sequence[int] = (),
@@ -113,7 +114,7 @@ def generate(
       draft, draft_weights: what proposes, and its parameters.
       span: K, tokens proposed at a time.
       ends: tokens behind which a row is done; what follows them in a chunk means nothing.
-      rows, start, rules: as of `sample.generate`.
+      rows, first, start, rules: as of `sample.generate`.
 
     Raises:
       UserError: inputs or rules that cannot be; a draft of another vocabulary or too short a context; at the call.
@@ -123,12 +124,11 @@ def generate(
     check_draft(model, draft, max_tokens, rows)
     batch = inputs.make(model.cfg, rows, start, max_tokens)
     slots = inputs.bucket(max(batch.prompts.shape[1], int(batch.lengths.max()) + max_tokens + 2 * span + 2))
-    root = jax.random.key(seed)
     asked = Asked(
         rules=token_rules.make(model.cfg.vocab_size, max_tokens, **rules),
         limit=np.int32(max_tokens),
         ends=np.array(list(ends) or [-1], np.int32),
-        keys=jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.arange(len(rows))),
+        keys=row_keys(seed, range(first, first + len(rows))),
     )
     room = inputs.bucket(max_tokens + 2 * span + 2)
     return Speculation(_rounds(model, params, draft, draft_weights, batch, slots, room, how, span, asked))
