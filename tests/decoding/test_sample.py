@@ -61,6 +61,17 @@ def test_greedy_with_a_cache_equals_greedy_by_full_passes(positions):
         assert row[len(prompt) :] == continuation.tolist()
 
 
+def test_a_second_call_compiles_nothing(small):
+    """Prompts, continuations and rules of other lengths in the same buckets, another seed, and greedy of a batch."""
+    programs = lambda: (sample.prefill._cache_size(), sample.decode._cache_size())
+    tokens(small, PROMPTS, 9, how=WARM)
+    before = programs()
+    tokens(small, [[3, 1], [2] * 12, [9]], 7, how=WARM, seed=5, forbidden=(4,), min_tokens=2, end=1)
+    assert programs() == before and min(before) > 0
+    tokens(small, PROMPTS[:2], 9, how=WARM)
+    assert programs() > before, "another number of rows does"
+
+
 @pytest.mark.parametrize("how", [GREEDY, WARM], ids=["greedy", "drawn"])
 def test_a_row_does_not_depend_on_the_others(small, how):
     together = tokens(small, PROMPTS, how=how, seed=3)
