@@ -150,6 +150,21 @@ def test_overrides_that_cannot_work(config_file, tmp_path, override, message):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.attention=linear", "sample.prompts=('a',)"), "sample.prompts: config.compute.cache_dtype: linear"),
+        (("task.name=sequence_to_sequence",), "config.task.beams: the final score is a search with 4; cache_dtype"),
+    ],
+)
+def test_caches_in_eight_bits_that_the_end_of_a_run_could_not_use(config_file, tmp_path, overrides, message):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"source": "abc", "target": "cba", "split": "train"}\n' * 8)
+    of_pairs = (f"data.sources=(('jsonl:{pairs}', 1.0),)",) if "task" in overrides[0] else ()
+    changes = [f"--config.{change}" for change in ("compute.cache_dtype=int8", *of_pairs, *overrides)]
+    refuses(message, "train", "--config", config_file, "--workdir", tmp_path / "run", *changes)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "--config: no file"),

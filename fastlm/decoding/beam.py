@@ -24,7 +24,7 @@ from fastlm.decoding.hypotheses import STOPPING, Hypotheses, Settings
 from fastlm.decoding.inputs import Inputs
 from fastlm.decoding.tree import Tree
 from fastlm.errors import UserError, nearest
-from fastlm.models import Model, ModelConfig
+from fastlm.models import Model
 from fastlm.parallel.rules import constrain
 
 FIRST_STEPS = 32
@@ -97,9 +97,7 @@ def run(model: Model, params: Any, batch: Inputs, beams: int, settings: Settings
     Raises:
       UserError: what runs the model cannot keep its beams apart.
     """
-    check_kinds(model.cfg)
-    if model.compute.cache_dtype:
-        raise UserError(f"cache_dtype: a search keeps caches whole, not in {model.compute.cache_dtype}; leave it out")
+    check(model)
     steps = min(inputs.bucket(int(settings.limit)), FIRST_STEPS)
     found, grown, done = _begin(model, params, beams, steps, batch, settings)
     while not bool(done):
@@ -109,10 +107,12 @@ def run(model: Model, params: Any, batch: Inputs, beams: int, settings: Settings
     return found
 
 
-def check_kinds(cfg: ModelConfig) -> None:
-    """Raises a `UserError` unless the attention of all layers that write keeps beams apart."""
-    inputs.check_kinds(cfg)
-    tree.check(cfg)
+def check(model: Model) -> None:
+    """Raises a `UserError` unless what all layers that write keep can be that of a search."""
+    inputs.check_kinds(model.cfg)
+    tree.check(model.cfg)
+    if model.compute.cache_dtype:
+        raise UserError(f"cache_dtype: a search keeps caches whole, not in {model.compute.cache_dtype}; leave it out")
 
 
 State = tuple[Hypotheses, Tree, Array]

@@ -84,6 +84,14 @@ class TaskKind(ABC):
             )
         return dataclasses.replace(cfg, head=self.head)
 
+    def check_scoring(self, model: Model) -> None:
+        """Checks that the final score can be computed with a model that is to be trained.
+
+        Raises:
+          UserError: it cannot, which would be said after hours.
+        """
+        del model
+
     def check(self, cfg: ModelConfig) -> None:
         """Checks that a restored model is one of this task.
 

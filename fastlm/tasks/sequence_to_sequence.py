@@ -113,14 +113,17 @@ class SequenceToSequence(RowsKind):
         return dataclasses.replace(self, target="")
 
     def fit(self, cfg: ModelConfig, tokenizer: Tokenizer, data: Data) -> ModelConfig:
-        """Checks what the final score needs, too."""
+        """Checks that lengths go together, too."""
         cfg = super().fit(cfg, tokenizer, data)
         self.check_lengths(cfg, data)
+        return cfg
+
+    def check_scoring(self, model: Model) -> None:
+        """Checks that the model can be searched."""
         try:
-            beam.check_kinds(cfg)
+            beam.check(model)
         except UserError as error:
             raise UserError(f"config.task.beams: the final score is a search with {self.beams}; {error}") from None
-        return cfg
 
     def check_lengths(self, cfg: ModelConfig, data: Data) -> None:
         """Raises a `UserError` unless sources fit the model, and a decoder's leave room for a target."""

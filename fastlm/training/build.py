@@ -132,8 +132,9 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     cfg = fit_vocabulary(cfg, tokenizer, data.length)
     with naming("data"):
         cfg = kind.fit(cfg, tokenizer, data)
-    _check_prompts(sample.prompts, tokenizer, cfg)
     model = Model(cfg, compute)
+    kind.check_scoring(model)
+    _check_prompts(sample.prompts, tokenizer, model)
     setting = Setting(model, kind, tokenizer, mesh, data.length, training.steps, _checkpoint)
     task = _wrapped(kind.make(model, tokenizer), setting, config)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
@@ -247,13 +248,15 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, cfg: ModelConfig) -> None:
+def _check_prompts(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer, model: Model) -> None:
     # They are used when the run ends: too late to learn that one does not fit.
+    cfg = model.cfg
     if prompts and (cfg.family != "decoder" or cfg.head != "language_model"):
         raise UserError("config.sample.prompts: only a language model continues text; leave it empty for this task")
     if prompts:
         try:
             inputs.check_kinds(cfg)
+            jax.eval_shape(lambda: model.empty_cache(1, 1))
         except UserError as error:
             raise UserError(f"config.sample.prompts: {error}; leave it empty, or choose another kind") from None
     for prompt in prompts:

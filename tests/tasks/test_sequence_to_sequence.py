@@ -201,7 +201,7 @@ def test_settings_that_cannot_be():
 def test_runs_that_could_not_be_scored_are_refused_at_once(data, family, lengths, changes, message):
     cfg = dataclasses.replace(MODELS[family], **changes)
     with pytest.raises(UserError, match=message) as raised:
-        KIND.fit(cfg, TOKENIZER, dataclasses.replace(data, **lengths))
+        KIND.check_scoring(Model(KIND.fit(cfg, TOKENIZER, dataclasses.replace(data, **lengths))))
     assert "\n" not in str(raised.value)
 
 
