@@ -10,6 +10,7 @@ files, and so does what is fine-tuned from it, so that they go back unchanged.
 
 import dataclasses
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fastlm import command_line, tasks
 from fastlm.data import tokenizers
 from fastlm.data.tokenizers import marian
 from fastlm.errors import UserError
+from fastlm.exports import card
 from fastlm.models import Compute, ModelConfig, huggingface
 from fastlm.models.config import HEADS
 from fastlm.parallel import mesh as meshes
@@ -47,6 +49,16 @@ FROM_ELSEWHERE = ("head", "classes", "max_length", "pooling", "tokenizer", "revi
 FROM_WORKDIR = ("step",)
 TO_HUGGINGFACE = ("architecture",)
 
+HOW_TO_RUN = """
+## How to run it
+
+```python
+from transformers import AutoTokenizer, {class_name}
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), {class_name}.from_pretrained(".")
+```
+"""
+
 CARRIED = ("compute", "data", "evaluation", "task")  # sections of a run's config that its use needs
 # (family, head) -> the task that a model from elsewhere is evaluated and fine-tuned as, if nothing else is said
 TASKS = {
@@ -68,6 +80,7 @@ class Converted:
     Attributes:
       about: of a checkpoint: where the model came from and what it brought.
       config: of a checkpoint: the sections `CARRIED`; {} of a model from elsewhere.
+      metrics: of a checkpoint: what it scored.
     """
 
     cfg: ModelConfig
@@ -76,6 +89,7 @@ class Converted:
     tokenizer_files: dict[str, bytes]
     about: dict[str, Any]
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def main() -> None:
@@ -84,8 +98,7 @@ def main() -> None:
     from_workdir = (Path(source).expanduser() / "checkpoints").is_dir()
     kind = FORMAT.value or ("huggingface" if from_workdir else "fastlm")
     check_flags(from_workdir, kind)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
+    workdir_files.require_free(target)
     model = from_checkpoint(source) if from_workdir else from_huggingface(source)
     (write_huggingface if kind == "huggingface" else write_workdir)(target, model)
 
@@ -131,6 +144,7 @@ def from_huggingface(source: str) -> Converted:
         "chat_template": huggingface.folders.chat_template(files),
         "special_tokens": huggingface.folders.special_tokens(files),
         "tokenizer_note": imported.tokenizer_note,
+        "license": imported.license,
     }
     return Converted(imported.cfg, params, None, files, about)
 
@@ -163,7 +177,8 @@ def from_checkpoint(workdir: str) -> Converted:
     )
     say(f"read step {restored.step} of {workdir}: {count(restored.params):,} parameters")
     config = {name: values for name, values in restored.about["config"].items() if name in CARRIED}
-    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about, config)
+    metrics = restored.about["metrics"]
+    return Converted(restored.model.cfg, restored.params, restored.tokenizer, files, about, config, metrics)
 
 
 def _around_texts(cfg: ModelConfig) -> dict[str, bool]:
@@ -173,20 +188,34 @@ def _around_texts(cfg: ModelConfig) -> dict[str, bool]:
 
 
 def write_huggingface(folder: Path, model: Converted) -> None:
-    """Writes a folder that transformers loads."""
-    class_name, written = huggingface.write(
-        folder,
-        model.cfg,
-        tasks.make_kind(model.config["task"]).standalone(model.params) if model.config.get("task") else model.params,
-        model.tokenizer_files,
-        architecture=ARCHITECTURE.value or _origin(model),
-        generation=model.about.get("generation"),
-        labels=tuple(model.about.get("labels", ())),
-        modules=tuple(model.about.get("modules", ())),
-        dtype=DTYPE.value,
-    )
-    size = sum(path.stat().st_size for path in written)
-    say(f"wrote {class_name} to {folder}: {len(written)} files, {size:,} bytes")
+    """Writes a folder that transformers loads, with a card."""
+    task = model.config.get("task")
+    with workdir_files.whole_folder(folder) as aside:
+        class_name, written = huggingface.write(
+            aside,
+            model.cfg,
+            tasks.make_kind(task).standalone(model.params) if task else model.params,
+            model.tokenizer_files,
+            architecture=ARCHITECTURE.value or _origin(model),
+            generation=model.about.get("generation"),
+            labels=tuple(model.about.get("labels", ())),
+            modules=tuple(model.about.get("modules", ())),
+            dtype=DTYPE.value,
+        )
+        source = Path(FROM.value).expanduser()
+        told = card.text(
+            name=source.absolute().name,
+            form="safetensors",
+            cfg=model.cfg,
+            about={"config": model.config, "huggingface": model.about, "metrics": model.metrics},
+            parameters=count(model.params),
+            command=" ".join(["python -m fastlm.convert", *sys.argv[1:]]),
+            sizes={str(path.relative_to(aside)): path.stat().st_size for path in written},
+        )
+        told += HOW_TO_RUN.format(class_name=class_name) + card.measured(source)
+        workdir_files.write_whole(aside / card.FILE, told)
+        size = sum(path.stat().st_size for path in written)
+    say(f"wrote {class_name} to {folder}: {len(written)} files, {size:,} bytes, and {card.FILE}")
 
 
 def _origin(model: Converted) -> str | None:

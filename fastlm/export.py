@@ -11,7 +11,6 @@ folder appears whole or not at all.
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -47,8 +46,7 @@ def main() -> None:
     """Restores, writes aside, renames."""
     weights = kept_as()
     target = Path(TO.value).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
+    workdir_files.require_free(target)
     mesh = meshes.make()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value)
@@ -56,10 +54,7 @@ def main() -> None:
     if LENGTH.value > cfg.max_length:
         raise UserError(f"--length: {LENGTH.value} is more than the model's context of {cfg.max_length} tokens")
     model = Model(cfg, Compute(dtype=DTYPE.value, attention_form="plain"))
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with workdir_files.whole_folder(target) as aside:
         files = write(aside, model, restored, weights)
         workdir_files.carry_tokenizer(Path(WORKDIR.value), aside)
         (aside / onnx_runtime.TOKENIZER).write_text(restored.tokenizer.to_json())
@@ -70,16 +65,12 @@ def main() -> None:
             about=restored.about,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(restored.params)),
             command=" ".join(["python -m fastlm.export", *sys.argv[1:]]),
-            files=files,
+            sizes={name: (aside / name).stat().st_size for name in files},
         )
-        (aside / "README.md").write_text(told + HOW_TO_RUN[FORMAT.value] + card.measured(Path(WORKDIR.value)))
-        if target.exists():
-            target.rmdir()
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        told += HOW_TO_RUN[FORMAT.value] + card.measured(Path(WORKDIR.value))
+        (aside / card.FILE).write_text(told)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"wrote {', '.join([*files, 'README.md'])} to {target}: {size:,} bytes")
+    print(f"wrote {', '.join([*files, card.FILE])} to {target}: {size:,} bytes")
 
 
 def kept_as() -> str:
@@ -103,7 +94,8 @@ def write(folder: Path, model: Model, restored: restore.Restored, weights: str) 
     length = LENGTH.value or None
     if FORMAT.value == "gguf":
         files, name = tokenizer_files(restored), Path(WORKDIR.value).absolute().name
-        return gguf.write(folder, model.cfg, restored.params, files, weights, name)
+        named = restored.about.get("huggingface", {}).get("license", "")
+        return gguf.write(folder, model.cfg, restored.params, files, weights, name, named)
     if FORMAT.value == "stablehlo":
         return stablehlo.write(folder, model, restored.params, length)
     ranges = None

@@ -7,8 +7,8 @@
 Parameters, bytes, peak memory, tokens read and written a second at several batch sizes with the percentiles of a
 token's latency, and the scores of the model's own test split (or of `--source`). With `--baseline` both take turns, and
 what is printed ends with plain words: smaller or not, faster or not, at what cost in quality. Everything is kept in
-`--out`: measured.json, measured.md, with a baseline measured.png. Figures are those of this machine, if nothing else
-runs on it.
+`--out`: measured.json, measured.md, with a baseline measured.png; without `--out`, an export's card takes up the table.
+Figures are those of this machine, if nothing else runs on it.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from absl import flags
 
 from fastlm import command_line
 from fastlm.errors import UserError
+from fastlm.exports import card
 from fastlm.exports import runtimes as exported
 from fastlm.measurement import flops, ruler, runtimes, workers
 from fastlm.measurement.ruler import Load, Measured
@@ -142,6 +143,8 @@ def main() -> None:
     files = write(folder, models, what, text)
     print(f"{text}\n\nwrote {', '.join(files)} to {folder}")
 
+    if RUNTIME.value != "jax" and not OUT.value and card.put_measured(Path(WORKDIR.value), text):
+        files.append(f"../{card.FILE}")
 
 def measure(chosen: list[Chosen], batches: list[int]) -> tuple[list[Measured], list[Load]]:
     """Measures these checkpoints, each in a process of its own, in turns; the first is the baseline of the others."""

@@ -1,5 +1,6 @@
 """`python -m fastlm.convert`: into a workdir that the other entry points restore, and back."""
 
+import errno
 import json
 import shutil
 
@@ -42,6 +43,50 @@ def test_into_a_workdir_and_back(folder, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (back / name).read_bytes() == (folder / name).read_bytes()
     assert huggingface.read(back).cfg == huggingface.read(folder).cfg
+
+
+def test_a_card_lies_beside_what_is_written(folder, tmp_path):
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\nlicense: mit\n")
+    convert("--from", folder, "--to", tmp_path / "run")
+    convert("--from", tmp_path / "run", "--to", tmp_path / "back")
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "library_name: transformers\nlicense: apache-2.0\n" in card and "License: apache-2.0" in card
+    assert "LlamaForCausalLM.from_pretrained" in card and f"python -m fastlm.convert --from {tmp_path}/run" in card
+    assert f"- model.safetensors: {(tmp_path / 'back' / 'model.safetensors').stat().st_size:,}\n" in card
+    assert huggingface.read(tmp_path / "back").license == "apache-2.0"
+    gguf = ["--workdir", tmp_path / "run", "--format", "gguf", "--to", tmp_path / "gguf"]
+    refuses("gguf: rotary scaling (8.0, 1.0, 4.0, 64.0) is not that of Llama 3", "export", *gguf)
+    assert not (tmp_path / "gguf").exists()
+
+
+def test_a_folder_for_transformers_appears_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    convert("--from", folder, "--to", tmp_path / "run")
+
+    def fill(path, *_, **__):
+        (path / "model.safetensors").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface, "write", fill)
+    refuses("No space left on device", "convert", "--from", tmp_path / "run", "--to", tmp_path / "back")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: 'cc-by-4.0'\n---", "cc-by-4.0"),
+        ("---\nlicense: unknown\n---\n", ""),
+        ("---\nlicense: <b>\n---\n", ""),
+        ("---\ntags: [a]\n---\nlicense: mit\n", ""),
+        ("# no header\nlicense: mit\n", ""),
+        (None, ""),
+    ],
+)
+def test_licenses_that_cards_name(text, name, tmp_path):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert huggingface.folders.license_of(tmp_path) == name
 
 
 def test_what_a_run_knows_of_its_task_goes_along(tmp_path):

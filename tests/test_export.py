@@ -1,10 +1,12 @@
 """`python -m fastlm.export`: a folder that appears whole, with a card, or not at all."""
 
+import errno
 import json
 
 import pytest
 from jax import export
 
+from fastlm.exports import stablehlo
 from tests.entry_points import call, refuses
 from tests.models.huggingface_folders import copied, with_tokenizer
 
@@ -25,6 +27,7 @@ def test_stablehlo(workdir, tmp_path):
     card = (target / "README.md").read_text()
     assert card.startswith("---\n") and "LlamaForCausalLM" in card and "--format stablehlo" in card
     assert "export.deserialize" in card and "license: unknown" in card
+    assert f"- weights.safetensors: {(target / 'weights.safetensors').stat().st_size:,}\n" in card
     assert (target / "tokenizer" / "tokenizer.json").is_file()
     for name, told in json.loads((target / "signature.json").read_text())["programs"].items():
         assert export.deserialize(bytearray((target / told["file"]).read_bytes())).fun_name
@@ -49,13 +52,13 @@ def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path)
         found = call("generate", *elsewhere, *ask, *prompts)
         assert found.status == 0, found.err
         assert found.out == wanted.out
+    drawn = ["--prompt", "Hello", "--prompt", "Hello", "--prompt", "What", "--max_tokens", "4", "--temperature", "1"]
+    wanted, found = call("generate", "--workdir", workdir, *drawn), call("generate", *elsewhere, *drawn, "--rows", "1")
+    assert found.status == 0 and found.out == wanted.out
     words = ["Hello", "world", "this", "is", "a", "text", "of", "words"]
     lines = [json.dumps({"text": " ".join(words[:count])}) for count in (3, 8, 5, 7, 2, 6)]
     text.write_text("\n".join(lines))  # of which several share a row
     score = ["--source", f"jsonl:{text}#text", "--length", "32", "--batch_size", "2"]
-    drawn = ["--prompt", "Hello", "--prompt", "Hello", "--prompt", "What", "--max_tokens", "4", "--temperature", "1"]
-    wanted, found = call("generate", "--workdir", workdir, *drawn), call("generate", *elsewhere, *drawn, "--rows", "1")
-    assert found.status == 0 and found.out == wanted.out
     wanted, found = call("evaluate", "--workdir", workdir, *score), call("evaluate", *elsewhere, *score)
     assert found.status == 0, found.err
     metrics = lambda outcome: json.loads(outcome.out.splitlines()[-1])["metrics"]
@@ -96,6 +99,19 @@ def test_mistakes_leave_nothing_behind(workdir, tmp_path):
     refuses("no ONNX export", "generate", "--runtime", "onnx", "--workdir", workdir, "--prompt", "Hello")
     refuses("no checkpoint", "export", "--workdir", tmp_path, "--format", "stablehlo", "--to", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(workdir, tmp_path, monkeypatch):
+    def fill(folder, *_):
+        (folder / "half").write_text("written")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stablehlo, "write", fill)
+    ask = ["export", "--workdir", workdir, "--format", "stablehlo", "--to", tmp_path / "new"]
+    refuses("new: could not be written (No space left on device); check space and permissions", *ask)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    refuses("could not be written (", *ask[:-1], tmp_path / "file" / "new")
 
 
 def test_what_onnx_writes_of_sources_is_scored_as_the_workdir_s_own(tmp_path):

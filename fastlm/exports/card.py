@@ -1,11 +1,17 @@
 """The card beside an export: what the model is, where it came from, what it takes, and the command that made it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastlm.models import ModelConfig
+from fastlm.training import workdir_files
+
+FILE = "README.md"
+LIBRARIES = {"safetensors": "transformers"}  # what loads a format; of others, this code made them
+UNSTATED = "not stated; see where the weights and the data came from before passing this on"
+MEASURED = "\n## Measured\n\n"
 
 
 def text(
@@ -16,22 +22,24 @@ def text(
     about: dict[str, Any],
     parameters: int,
     command: str,
-    files: Sequence[str],
+    sizes: Mapping[str, int],
 ) -> str:
     """Returns a README in Markdown with the header that model hubs read.
 
     Args:
       form: the export's format.
       about: the checkpoint's description.
-      files: names of what lies beside it.
+      sizes: bytes of what lies beside it, by name.
     """
     origin = about.get("huggingface", {})
     task, metrics = about["config"].get("task", {}).get("name", "none"), about.get("metrics", {})
     sources = ", ".join(str(spec) for spec, _ in about["config"].get("data", {}).get("sources", ())) or "not known here"
     scores = "\n".join(f"- {key}: {value:.4g}" for key, value in sorted(metrics.items())) or "- none kept"
+    license_name = origin.get("license")
+    files = "\n".join(f"- {file}: {size:,}" for file, size in sizes.items())
     return f"""---
-library_name: fastlm
-license: {origin.get("license", "unknown")}
+library_name: {LIBRARIES.get(form, "fastlm")}
+license: {license_name or "unknown"}
 tags: [{form}, {cfg.family}]
 ---
 
@@ -40,7 +48,9 @@ tags: [{form}, {cfg.family}]
 A {cfg.family.replace("_", "-")} of {parameters:,} parameters: {cfg.total_layers} layers of width {cfg.width},
 vocabulary {cfg.vocab_size}, context {cfg.max_length} tokens. Task: {task}. Trained on: {sources}. {_origin(origin)}
 
-Format: {form}. Files: {", ".join(files)}.
+Format: {form}. Bytes, {sum(sizes.values()):,} in all:
+
+{files}
 
 Scores on validation when the checkpoint was kept:
 
@@ -50,7 +60,7 @@ Made with
 
     {command}
 
-License: {origin.get("license", "not stated; see where the weights and the data came from before passing this on")}
+License: {license_name or UNSTATED}
 
 <details><summary>Architecture</summary>
 
@@ -65,7 +75,20 @@ License: {origin.get("license", "not stated; see where the weights and the data 
 def measured(folder: Path) -> str:
     """Returns what `fastlm.measure` left in a workdir, as a section; nothing if it has not been there."""
     path = folder / "measured" / "measured.md"
-    return f"\n## Measured\n\n{path.read_text()}" if path.is_file() else ""
+    return f"{MEASURED}{path.read_text()}" if path.is_file() else ""
+
+
+def put_measured(folder: Path, table: str) -> bool:
+    """Has the card of an export end with what was measured last; says whether there is a card.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return False
+    workdir_files.write_whole(path, f"{path.read_text().partition(MEASURED)[0]}{MEASURED}{table}\n")
+    return True
 
 
 def _origin(origin: dict[str, Any]) -> str:

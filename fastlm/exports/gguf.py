@@ -29,7 +29,13 @@ HOW_TO_RUN = """
 
 
 def write(
-    folder: Path, cfg: ModelConfig, params: Any, tokenizer_files: Mapping[str, bytes], weights: str, name: str
+    folder: Path,
+    cfg: ModelConfig,
+    params: Any,
+    tokenizer_files: Mapping[str, bytes],
+    weights: str,
+    name: str,
+    license_name: str = "",
 ) -> list[str]:
     """Writes a model into a folder and returns the names of the files.
 
@@ -37,6 +43,7 @@ def write(
       tokenizer_files: contents by name; tokenizer.json is needed.
       weights: one of `FORMATS`.
       name: of the model.
+      license_name: what its license is called, if that is known.
 
     Raises:
       UserError: llama.cpp has no form for the model or its tokenizer, as far as is known here.
@@ -46,6 +53,7 @@ def write(
     architecture, moved, values, more = gguf.described(cfg)
     values |= gguf_tokenizer.key_values(tokenizer_files, cfg.vocab_size)
     values |= {"general.name": name, "general.quantization_version": library.GGML_QUANT_VERSION}
+    values |= {"general.license": license_name} if license_name else {}
     values["general.file_type"] = int(getattr(library.LlamaFileType, f"MOSTLY_{FORMATS[weights]}"))
     writer = library.GGUFWriter(folder / FILE, architecture)
     for key, value in values.items():

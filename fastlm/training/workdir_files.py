@@ -1,13 +1,16 @@
-"""The folder of a run: one writer at a time, and files that are never half there."""
+"""The folder of a run: one writer at a time, and files, and folders that are exported, that are never half there."""
 
+import contextlib
 import fcntl
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from absl import logging
 
-from fastlm.errors import UserError
+from fastlm.errors import UserError, first_line
 from fastlm.models.huggingface import folders
 from fastlm.parallel import multihost
 
@@ -60,6 +63,36 @@ def carry_tokenizer(source: Path, workdir: Path) -> None:
         write_whole(workdir / TOKENIZER / name, content)
     for name in set(folders.TOKENIZER_FILES) - files.keys() if files else ():  # of an earlier run
         (workdir / TOKENIZER / name).unlink(missing_ok=True)
+
+
+def require_free(target: Path) -> None:
+    """Raises a `UserError` unless a folder is new or empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--to: {target} exists and is not an empty folder; name another one")
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Gives a folder to write to, beside `target`, which becomes that at the end; whatever fails leaves nothing.
+
+    Raises:
+      UserError: there is something already; the disk is full, or the place cannot be written to.
+    """
+    require_free(target)
+    target = target.resolve()
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        if target.exists():
+            target.rmdir()
+        aside.rename(target)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"--to: {target}: could not be written ({reason}); check space and permissions") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

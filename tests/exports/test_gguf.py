@@ -30,7 +30,13 @@ def test_the_same_model_comes_back(case, tmp_path, tokenizer_files):
     assert back.cfg == model.cfg and back.missing == () == back.unused
     rounded = lambda leaf: leaf.astype(np.float16).astype(np.float32) if leaf.ndim == 2 else leaf
     jax.tree.map(np.testing.assert_array_equal, back.params, jax.tree.map(rounded, model.params))
-    assert back.tokenizer_files == tokenizer_files
+    assert back.tokenizer_files == tokenizer_files and back.license == ""
+
+
+def test_its_license_goes_along(tmp_path, tokenizer_files):
+    model = huggingface.read(GOLDEN / "mistral")
+    gguf.write(tmp_path, model.cfg, model.params, tokenizer_files, "float16", "name", "apache-2.0")
+    assert huggingface.read(tmp_path / gguf.FILE).license == "apache-2.0"
 
 
 def test_rows_of_queries_and_keys_lie_as_llama_cpp_turns_them(tmp_path, tokenizer_files):

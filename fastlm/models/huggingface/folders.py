@@ -7,6 +7,7 @@ keeps in `1_Pooling`, and modules.json says what it runs after the body: nothing
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from fastlm.errors import UserError
 from fastlm.models.huggingface.options import MAX_JSON_BYTES, Options, read_json
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+MAX_CARD_BYTES = 1 << 16
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -86,6 +88,23 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
         return {}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def license_of(folder: Path) -> str:
+    """Returns the license that a model card names in its header; "" if nothing is named."""
+    try:
+        text = (folder / CARD).open("rb").read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    named = re.search(r"^license:[ \t]*(\S+)", head, re.MULTILINE)
+    return license_name(named[1]) if named else ""
+
+
+def license_name(value: Any) -> str:
+    """Returns a license by its short name; "" for what is none, or does not say which."""
+    name = value.strip().strip("'\"") if isinstance(value, str) else ""
+    return name if re.fullmatch(r"[\w.+-]{2,40}", name) and name != "unknown" else ""
 
 
 def generation_ids(folder: Path, options: Options) -> dict[str, int | list[int]]:

@@ -38,6 +38,7 @@ class Imported:
       modules: of sentence-transformers behind a body, as `folders.sentence_modules` has them.
       missing: paths of the parameters that the files do not have, for `complete`.
       unused: tensors that this model does not need (another head, buffers).
+      license: by its short name, if the files name one.
     """
 
     cfg: ModelConfig
@@ -50,6 +51,7 @@ class Imported:
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     tokenizer_note: str = ""
+    license: str = ""
 
 
 def read(
@@ -128,6 +130,7 @@ def _read_folder(folder: Path, weights: WeightSource, wanted: _Wanted) -> Import
         generation=folders.generation_ids(folder, options),
         tokenizer_files=files,
         tokenizer_note="" if files else f"{folder}: holds no tokenizer",
+        license=folders.license_of(folder),
     )
 
 
@@ -143,6 +146,7 @@ def _read_gguf(weights: WeightSource, wanted: _Wanted) -> Imported:
         generation=folders.first_ids([options]),
         tokenizer_files=files,
         tokenizer_note=note,
+        license=folders.license_name(weights.metadata.get("general.license")),
     )
 
 
