@@ -3,6 +3,7 @@
 import errno
 import json
 
+import onnx
 import pytest
 from jax import export
 
@@ -69,6 +70,23 @@ def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path)
     refuses("--draft: goes with --runtime jax", "generate", *elsewhere, *ask, "--draft", "lookup")
     refuses("--weights: was chosen when the model was exported", "generate", *elsewhere, *ask, "--weights", "int8")
     refuses("--dtype: was chosen when the model was exported", "evaluate", *elsewhere, "--dtype", "bfloat16")
+    refuses("--tensor: goes with --runtime jax", "generate", *elsewhere, *ask, "--tensor", "2")
+    graph = onnx.load(target / "forward.onnx", load_external_data=False)
+    graph.opset_import[0].version = 99  # as one of a runtime to come would be
+    (target / "forward.onnx").write_bytes(graph.SerializeToString())
+    refuses("cannot read 'forward'", "evaluate", *elsewhere, *score)
+    (target / "about.json").write_text("{}")
+    refuses("about.json or tokenizer.fastlm.json cannot be read", "evaluate", *elsewhere, *score)
+
+
+def test_rows_longer_than_an_export_of_fixed_length(workdir, tmp_path):
+    out, text = tmp_path / "out", tmp_path / "text.txt"
+    ask = ["export", "--workdir", workdir, "--format", "onnx", "--to", out]
+    assert call(*ask, "--length", "16").status == 0
+    text.write_text("a cab " * 40)
+    score = ["evaluate", "--runtime", "onnx", "--workdir", out, "--source", f"text:{text}", "--batch_size", "2"]
+    assert call(*score, "--length", "16").status == 0
+    refuses("rows of 24 tokens; the model was exported for 16 (--length)", *score, "--length", "24")
 
 
 def test_ranges_of_inputs_are_found_on_data(workdir, tmp_path):

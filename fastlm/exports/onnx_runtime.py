@@ -75,6 +75,8 @@ class OnnxModel(Model):
                 given["token_types"] = jnp.zeros_like(tokens) if token_types is None else token_types
         if memory is not None:
             given |= {"source": memory.hidden, "source_segments": memory.segments}
+        self._check_length(tokens.shape[1])
+        self.programs.session("forward")  # what is wrong with it is said here: a callback's errors come as stack traces
         (name,) = self.programs.signature["forward"]["outputs"]
         width = self.programs.signature["forward"]["outputs"][name]["shape"][-1]
         rows = tokens.shape[:1] if self.cfg.head == "sequence" else tokens.shape
@@ -88,14 +90,21 @@ class OnnxModel(Model):
 
         return jax.pure_callback(call, shape, given), {}
 
+    @property
+    def _fixed(self) -> int | None:
+        """Tokens of a row of the graph `forward`; None where these are open."""
+        tokens = self.programs.signature["forward"]["inputs"]["tokens"]["shape"][1]
+        return None if isinstance(tokens, str) else tokens
+
+    def _check_length(self, length: int) -> None:
+        if self._fixed is not None and length > self._fixed:
+            raise UserError(f"rows of {length} tokens; the model was exported for {self._fixed} (--length)")
+
     def _forward(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calls the graph; rows are filled up where it has a fixed length."""
-        fixed = self.programs.signature["forward"]["inputs"]["tokens"]["shape"][1]
-        length = given["tokens"].shape[1]
-        if isinstance(fixed, str) or fixed == length:
+        fixed, length = self._fixed, given["tokens"].shape[1]
+        if fixed is None or fixed == length:
             return self.programs.call("forward", given)
-        if length > fixed:
-            raise UserError(f"rows of {length} tokens; the model was exported for {fixed} (--length)")
         wider = lambda key, x: x if key.startswith("source") else np.pad(x, ((0, 0), (0, fixed - length)))
         found = self.programs.call("forward", {key: wider(key, value) for key, value in given.items()})
         return {key: value[:, :length] if value.ndim == 3 else value for key, value in found.items()}
@@ -291,7 +300,8 @@ def restore(folder: str | Path) -> Restored:
         cfg = ModelConfig.from_json(json.dumps(about["model"]))
         tokenizer = tokenizers.from_json((Path(folder) / TOKENIZER).read_text())
         compute = configuration.make(Compute, "compute", about["config"].get("compute", {}))
+        step = about["step"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: {ABOUT} or {TOKENIZER} cannot be read ({error}); export again") from None
     model = OnnxModel(cfg, dataclasses.replace(compute, dtype="float32"), programs)
-    return Restored(model, {}, tokenizer, about, about["step"])
+    return Restored(model, {}, tokenizer, about, step)
