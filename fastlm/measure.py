@@ -55,6 +55,7 @@ WEIGHTS = flags.DEFINE_enum("weights", None, ["int8"], "type of the weights of -
 WORKER = flags.DEFINE_bool("worker", False, "internal: answer requests on the standard input")
 
 LENGTH = 256
+OF_JAX = ("average", "dtype", "cache_dtype", "tensor", "fused")  # what was chosen of an export when it was made
 
 
 class Subject:
@@ -126,6 +127,7 @@ def main() -> None:
         workers.serve(Subject(RUNTIME.value, WORKDIR.value, STEP.value).answer)
         return
     batches = batch_sizes()
+    check_flags()
     chosen = [Chosen(RUNTIME.value, WORKDIR.value, STEP.value, WEIGHTS.value)]
     if BASELINE.value:
         chosen.insert(0, Chosen(BASELINE_RUNTIME.value, BASELINE.value, BASELINE_STEP.value))
@@ -141,10 +143,10 @@ def main() -> None:
         text += "\n\n" + "\n".join(f"- {line}" for line in ruler.verdicts(models[1], models[0], what))
     folder = Path(OUT.value or Path(WORKDIR.value) / "measured")
     files = write(folder, models, what, text)
-    print(f"{text}\n\nwrote {', '.join(files)} to {folder}")
-
     if RUNTIME.value != "jax" and not OUT.value and card.put_measured(Path(WORKDIR.value), text):
         files.append(f"../{card.FILE}")
+    print(f"{text}\n\nwrote {', '.join(files)} to {folder}")
+
 
 def measure(chosen: list[Chosen], batches: list[int]) -> tuple[list[Measured], list[Load]]:
     """Measures these checkpoints, each in a process of its own, in turns; the first is the baseline of the others."""
@@ -188,7 +190,7 @@ def scores(name: str, worker: workers.Worker) -> dict[str, float]:
 def worker_arguments(one: Chosen) -> list[str]:
     """Returns what a worker's Python is started with."""
     own = [f"--runtime={one.runtime}", f"--workdir={one.workdir}", f"--step={one.step}"]
-    passed = ("source", "split", "score_batches", "average", "dtype", "cache_dtype", "tensor", "fused")
+    passed = ("source", "split", "score_batches", *(OF_JAX if one.runtime == "jax" else ()))
     own += [f"--weights={one.weights}"] if one.weights else []
     return ["-m", "fastlm.measure", "--worker", *own, *(word for name in passed for word in serialized(name))]
 
@@ -197,6 +199,16 @@ def serialized(name: str) -> list[str]:
     """Returns a flag as it stands on a command line; nothing if it was not given."""
     flag = flags.FLAGS[name]
     return flag.serialize().splitlines() if flag.present else []
+
+
+def check_flags() -> None:
+    """Raises a `UserError` for a flag that none of the models that are asked for reads."""
+    own, other = RUNTIME.value == "jax", bool(BASELINE.value) and BASELINE_RUNTIME.value == "jax"
+    read = {"step": own, "weights": own, "baseline_step": other, "baseline_runtime": bool(BASELINE.value)}
+    for name, when in (read | dict.fromkeys(OF_JAX, own or other)).items():
+        if flags.FLAGS[name].present and not when:
+            needed = "--baseline" if name == "baseline_runtime" else "a model that jax runs; exports are what they are"
+            raise UserError(f"--{name}: only has an effect with {needed}; leave it out")
 
 
 def batch_sizes() -> list[int]:

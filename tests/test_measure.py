@@ -51,6 +51,7 @@ def test_a_model_beside_its_baseline(workdirs):
 
 def test_an_export_beside_the_workdir_it_came_from(workdirs):
     target = workdirs / "exported"
+    alone = ["measure", "--workdir", target, "--runtime", "onnx"]
     outcome = call(
         "export", "--workdir", workdirs / "llama", "--format", "onnx", "--weights", "int8_blocks", "--to", target
     )
@@ -61,6 +62,11 @@ def test_an_export_beside_the_workdir_it_came_from(workdirs):
     )
     assert outcome.status == 0, outcome.err
     assert outcome.out.splitlines()[0] == "|  | llama | exported | exported / llama |"
+    card, table = (target / "README.md").read_text(), (target / "measured" / "measured.md").read_text()
+    assert "## How to run it" in card and card.endswith(f"\n## Measured\n\n{table}")
+    refuses("--step: only has an effect with a model that jax runs", *alone, "--step", "3")
+    refuses("--cache_dtype: only has an effect with a model that jax runs", *alone, "--cache_dtype", "int8")
+    refuses("--baseline_runtime: only has an effect with --baseline", *alone, "--baseline_runtime", "onnx")
     before, after = json.loads((target / "measured" / "measured.json").read_text())["models"]
     assert before["sizes"]["parameters"] == after["sizes"]["parameters"]
     assert after["sizes"]["stored"] == (target / "weights.data").stat().st_size
