@@ -5,8 +5,9 @@
     FOLDER/signature.json      what goes in and comes out
 
 Notable: rows, tokens and slots are symbols. A decoder whose caches are all kept by ONNX Runtime's own attention reads
-prompts and single tokens with one graph, `prefill`, and has no `decode`. See `onnx_conversion` for how graphs come
-about, `onnx_operators` for what they consist of, `onnx_products` for formats, `onnx_calibration` for ranges.
+prompts and single tokens with one graph, `prefill`, and has no `decode`, if the length of rows is open. See
+`onnx_conversion` for how graphs come about, `onnx_operators` for what they consist of, `onnx_products` for formats,
+`onnx_calibration` for ranges.
 """
 
 import json
@@ -79,7 +80,7 @@ def write(
     products = Static(ranges) if weights == STATIC else FORMATS[weights]
     with Weights(folder / DATA, flat(params)) as written:
         for name, program in programs(model, shapes, length).items():
-            if name == "decode" and _steps(signature["programs"]["prefill"]):
+            if name == "decode" and length is None and _steps(signature["programs"]["prefill"]):
                 continue
             graph, told = graph_of(name, program, flat(shapes), written, products, model.cfg.max_length)
             (folder / f"{name}{SUFFIX}").write_bytes(graph.SerializeToString())

@@ -115,6 +115,18 @@ def test_the_runtime_writes_what_the_model_writes(name, exported):
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_a_decoder_of_fixed_length_writes_with_a_graph_of_its_own(tmp_path):
+    """The one that reads prompts, of so many tokens, cannot read a single one."""
+    model, params = make(LLAMA)
+    onnx_format.write(tmp_path, model, params, length=8)
+    programs = Programs(tmp_path)
+    assert programs.has("decode") and programs.signature["decode"]["in_place"]
+    rows, options = [[5, 6, 7], [3, 9, 4, 8, 2]], {"max_tokens": 6, "how": GREEDY}
+    wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
+    runtime = OnnxModel(model.cfg, model.compute, programs)
+    np.testing.assert_array_equal(np.concatenate(list(sample.generate(runtime, {}, rows, **options)), axis=1), wanted)
+
+
 @pytest.mark.parametrize("name", ["llama", "alibi", "translator"])
 def test_a_search_in_the_runtime_finds_what_the_model_s_own_finds(name, exported):
     model, params, programs = exported(name)
