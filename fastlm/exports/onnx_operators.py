@@ -222,11 +222,16 @@ def _takes_attention(told: dict[str, Any]) -> bool:
     q, k, v, mask = told["q"], told["k"], told["v"], told["mask"]
     if not _is_float(q, k, v) or told["softmax"] != Exact() or v.shape != k.shape or mask.offset is not None:
         return False
-    if mask.causal and mask.query_segments is None and told["bias"] is None:
+    if _is_grouped(mask, told["bias"], q.shape[3]):
         return True
     if q.shape[2] != k.shape[2] or told["cap"]:
         return False
     return mask.query_segments is None or (not mask.causal and not mask.packed)
+
+
+def _is_grouped(mask: Any, bias: Any, width: int) -> bool:
+    """Whether GroupQueryAttention takes it: causal, of whole rows, with heads of a width that it has a form for."""
+    return mask.causal and mask.query_segments is None and bias is None and width % 8 == 0
 
 
 def _write_attention(writer: Writer, node: Node) -> None:
@@ -240,7 +245,7 @@ def _write_attention(writer: Writer, node: Node) -> None:
 
     q, k, v = joined(told["q"], heads), joined(told["k"], kv_heads), joined(told["v"], kv_heads)
     sizes = {"num_heads": heads, "scale": told["scale"], "domain": MICROSOFT}
-    if mask.causal and mask.query_segments is None and told["bias"] is None:
+    if _is_grouped(mask, told["bias"], width):
         y = _write_causal(writer, [q, k, v], node.shapes[told["q"]][:2], kv_heads, sizes | {"softcap": told["cap"]}, [])
     else:
         real = "" if mask.key_segments is None else _real(graph, mask.key_segments)
@@ -285,9 +290,9 @@ def _real(graph: Graph, segments: str) -> str:
     return graph.once("Cast", graph.once("Not", padding), to=INT32)
 
 
-def _can_rotate(told: dict[str, Any]) -> bool:
-    """Whether the runtime's rotation takes heads of this width."""
-    return told["rotary"] is None or told["width"] % 16 == 0
+def _takes_width(told: dict[str, Any]) -> bool:
+    """Whether the runtime's attention over a cache, and its rotation, take heads of this width."""
+    return told["width"] % (8 if told["rotary"] is None else 16) == 0
 
 
 def _write_cached(writer: Writer, node: Node) -> None:
@@ -378,8 +383,8 @@ _WRITTEN: dict[Callable[..., Any], Lowering] = {
     activations.silu: _one_to_one("QuickGelu", MICROSOFT, alpha=1.0),
     activations.swiglu: Lowering(lambda told: _is_float(told["gate"], told["x"]), _write_swiglu),
     attention.dot_product_attention: Lowering(_takes_attention, _write_attention),
-    tracing.cached_attention: Lowering(_can_rotate, _write_cached),
-    tracing.rotated_attention: Lowering(_can_rotate, _write_rotated),
+    tracing.cached_attention: Lowering(_takes_width, _write_cached),
+    tracing.rotated_attention: Lowering(_takes_width, _write_rotated),
     caches.written: Lowering(_takes_written, _write_written),
     caches.written_by_head: Lowering(_takes_written, _write_written_by_head),
 }

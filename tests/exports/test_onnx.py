@@ -23,6 +23,8 @@ DECODERS = {
     "gemma": {"norm": "rms_norm", "feed_forward": "geglu", "qk_norm": True, "attention_softcap": 30.0},
     "alibi": {"positions": "alibi"},
     "narrow": LLAMA | {"heads": 4},  # heads of 8, too narrow for the runtime's own rotation
+    "odd": {"positions": "learned", "width": 24},  # heads of 12, for which its attention over a cache has no form
+    "odd, grouped": LLAMA | {"width": 24},
     "latent": {"attention": "latent"},
     "windows": {"attention": ("local(window=4)", "chunk(size=4)")},
     "states": {"attention": ("linear", "gated_delta")},
