@@ -84,6 +84,9 @@ def kept_as() -> str:
         raise UserError(f"--weights: --format {form} keeps {', '.join(KEPT[form])}, not '{weights}'")
     if form != "stablehlo" and DTYPE.value != "float32":
         raise UserError(f"--dtype: {DTYPE.value} goes with --format stablehlo; for fewer bytes give --weights")
+    for name in ("source", "split", "calibration_batches"):
+        if flags.FLAGS[name].present and weights != onnx.STATIC:
+            raise UserError(f"--{name}: goes with --weights {onnx.STATIC}; leave it out")
     if form == "gguf" and LENGTH.value:
         raise UserError("--length: a gguf file has no programs, and so no length; leave it out")
     return weights

@@ -105,6 +105,25 @@ def test_ranges_of_inputs_are_found_on_data(workdir, tmp_path):
     assert scored[1] == pytest.approx(scored[0], rel=0.02) and scored[1] != scored[0]
 
 
+@pytest.mark.parametrize(("case", "row"), [("bert_model", {"text": "a cab"}), ("bart", {"source": "a", "target": "b"})])
+def test_ranges_are_found_of_models_that_have_no_score_or_one_by_writing(case, row, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((json.dumps(row) + "\n") * 8)
+    folder = with_tokenizer(copied(case, tmp_path / case), {})
+    assert call("convert", "--from", folder, "--to", tmp_path / "run").status == 0
+    ask = ["--workdir", tmp_path / "run", "--format", "onnx", "--weights", "int8_static", "--source", f"jsonl:{rows}"]
+    outcome = call("export", *ask, "--split", "all", "--to", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    operators = {node.op_type for node in onnx.load(tmp_path / "out" / "forward.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+
+
+def test_flags_that_only_ranges_need(workdir, tmp_path):
+    ask = ["export", "--workdir", workdir, "--format", "onnx", "--to", tmp_path / "new"]
+    refuses("--source: goes with --weights int8_static", *ask, "--source", "state_of_the_union")
+    refuses("--split: goes with --weights int8_static", *ask, "--weights", "int8", "--split", "test")
+
+
 def test_mistakes_leave_nothing_behind(workdir, tmp_path):
     ask = ["export", "--workdir", workdir, "--format", "stablehlo", "--to"]
     (tmp_path / "full").mkdir()

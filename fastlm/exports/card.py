@@ -10,6 +10,7 @@ from fastlm.training import workdir_files
 
 FILE = "README.md"
 LIBRARIES = {"safetensors": "transformers"}  # what loads a format; of others, this code made them
+FAMILIES = {"decoder": "A decoder", "encoder": "An encoder", "encoder_decoder": "An encoder-decoder"}
 UNSTATED = "not stated; see where the weights and the data came from before passing this on"
 MEASURED = "\n## Measured\n\n"
 
@@ -45,7 +46,7 @@ tags: [{form}, {cfg.family}]
 
 # {name}
 
-A {cfg.family.replace("_", "-")} of {parameters:,} parameters: {cfg.total_layers} layers of width {cfg.width},
+{FAMILIES[cfg.family]} of {parameters:,} parameters: {cfg.total_layers} layers of width {cfg.width},
 vocabulary {cfg.vocab_size}, context {cfg.max_length} tokens. Task: {task}. Trained on: {sources}. {_origin(origin)}
 
 Format: {form}. Bytes, {sum(sizes.values()):,} in all:

@@ -1,7 +1,7 @@
-"""What the inputs of products range over, found by scoring a model on data and watching.
+"""What the inputs of products range over, found by having a model read data and watching.
 
 Notable: the float32 export is what is watched, in ONNX Runtime, with the least and the largest value of each product's
-input as further outputs of its graph; what scores it is the model's own task, so every family and every source will do.
+input as further outputs of its graph; it reads as its own task does, so every family and every source will do.
 Left out: clipping of rare large values, which costs some models accuracy and saves others.
 """
 
@@ -58,10 +58,10 @@ def ranges(restored: Restored, model: Model, length: int | None, mesh: Mesh, ask
     Args:
       model: the model as it is exported.
       length: tokens of every row, where that is fixed.
-      asked: what is scored, and how much of it.
+      asked: what is read, and how much of it.
 
     Raises:
-      UserError: there is no data to score.
+      UserError: there is no data to read.
     """
     if not quality.data_of(restored, asked)[0].sources:
         raise UserError("ranges of inputs need data, and this model came without; give --source")
@@ -82,5 +82,5 @@ def ranges(restored: Restored, model: Model, length: int | None, mesh: Mesh, ask
         onnx_format.finish(folder, {"programs": {FORWARD: {"file": file, **told}}})
         watching = _Watching(folder, len(products.inputs))
         watched = OnnxModel(model.cfg, model.compute, watching)
-        quality.score(dataclasses.replace(restored, model=watched, params={}), mesh, asked)
+        quality.read(dataclasses.replace(restored, model=watched, params={}), mesh, asked)
     return {name: (float(low), float(high)) for name, (low, high) in zip(products.inputs, watching.extremes)}

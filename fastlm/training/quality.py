@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 from jax.sharding import Mesh
 
 from fastlm import configuration
 from fastlm.data.settings import Data, Evaluation
 from fastlm.errors import UserError
-from fastlm.tasks.kind import Scored
+from fastlm.tasks.kind import Scored, TaskKind
+from fastlm.tasks.scoring import to_device
 from fastlm.training.restore import Restored
 
 USER_FILES = ("text", "jsonl", "tsv", "csv")
@@ -52,6 +54,26 @@ def score(restored: Restored, mesh: Mesh, asked: Asked) -> Scored:
     Raises:
       UserError: rows longer than the model's context, or data that is not there.
     """
+    kind, data, evaluation, split = _read_as(restored, mesh, asked)
+    return kind.score(restored.trained(kind, mesh), data, evaluation, split, asked.batches)
+
+
+def read(restored: Restored, mesh: Mesh, asked: Asked) -> None:
+    """Has a model read a split as in training, targets too, whatever its task scores; what it says is dropped.
+
+    Raises:
+      UserError: as `score`.
+    """
+    kind, data, evaluation, split = _read_as(restored, mesh, asked)
+    trained, carry = restored.trained(kind, mesh), None
+    predict = jax.jit(trained.task.predict)
+    for batch in kind.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, asked.batches):
+        on_device = to_device(batch, mesh)
+        carry = trained.task.carry(next(iter(on_device.values())).shape[0]) if carry is None else carry
+        carry, _ = jax.block_until_ready(predict(trained.weights, trained.task.constants, carry, on_device))
+
+
+def _read_as(restored: Restored, mesh: Mesh, asked: Asked) -> tuple[TaskKind, Data, Evaluation, str]:
     data, evaluation, split = data_of(restored, asked)
     length, context = asked.length or data.length, restored.model.cfg.max_length
     if length > context:
@@ -62,6 +84,4 @@ def score(restored: Restored, mesh: Mesh, asked: Asked) -> Scored:
         batch_size=-(-asked.batch_size // devices) * devices,
         overlap=asked.overlap if asked.overlap >= 0 else evaluation.overlap,
     )
-    kind = restored.kind()
-    data = dataclasses.replace(data, length=length)
-    return kind.score(restored.trained(kind, mesh), data, evaluation, split, asked.batches)
+    return restored.kind(), dataclasses.replace(data, length=length), evaluation, split
