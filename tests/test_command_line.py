@@ -224,8 +224,16 @@ def test_long_range_models_take_every_kind_that_their_runner_gives_them(task):
 def start_of(source, tmp_path):
     """A workdir like the one that a config starts from, after one step of a model of one layer."""
     name = {"runs/minilm": "mlm_small"}.get(source, source.removeprefix("runs/"))
-    changes = ["model.layers=1", "model.width=32", "training.steps=1", "evaluation.every=0", "evaluation.final_split="]
+    changes = [
+        "model.layers=1",
+        "model.width=32",
+        "model.heads=4",
+        "training.steps=1",
+        "evaluation.every=0",
+        "evaluation.final_split=",
+    ]
     changes += ["sample.prompts=()", "logging.tensorboard=False", "data.batch_size=4", "evaluation.batches=1"]
+    changes += ["training.accumulation=1"]
     config = command_line.load_config(str(ROOT / "configs" / f"{name}.py"), changes)
     loop.run(build.build(config, tmp_path / "start"), say=lambda text: None)
     return str(tmp_path / "start")
