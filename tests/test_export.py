@@ -74,7 +74,10 @@ def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path)
     graph = onnx.load(target / "forward.onnx", load_external_data=False)
     graph.opset_import[0].version = 99  # as one of a runtime to come would be
     (target / "forward.onnx").write_bytes(graph.SerializeToString())
-    refuses("cannot read 'forward'", "evaluate", *elsewhere, *score)
+    refuses("graphs need opset 23: upgrade onnxruntime if it is older", "evaluate", *elsewhere, *score)
+    (target / "prefill.onnx").write_bytes(bytes((target / "prefill.onnx").stat().st_size))
+    late = call("generate", *elsewhere, *ask)
+    assert late.status == 2 and late.out == "" and "cannot read 'prefill'" in late.err
     (target / "about.json").write_text("{}")
     refuses("about.json or tokenizer.fastlm.json cannot be read", "evaluate", *elsewhere, *score)
 

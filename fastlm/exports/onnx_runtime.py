@@ -131,19 +131,25 @@ class OnnxModel(Model):
         classifies = self.cfg.family == "encoder" and self.cfg.head == "sequence"
         return hidden if classifies else super().pool(hidden, segment_ids)
 
-    def begin(self, batch: inputs.Inputs, max_tokens: int) -> tuple[Decoding, Float[np.ndarray, "B V"]]:
-        """Reads prompts; returns what goes on from them, with room for so many tokens more, and logits behind each.
+    def check_prompts(self, batch: inputs.Inputs) -> None:
+        """Opens what reads prompts.
 
         Raises:
-          UserError: a model exported without what writing takes, or for other lengths.
+          UserError: a model exported without what writing takes, or for other lengths, or for another runtime.
         """
         if not self.programs.has("prefill"):
             raise UserError(f"{self.programs.folder}: exported without the programs that write; this kind has none")
+        fixed, longest = self.programs.signature["prefill"]["inputs"]["tokens"]["shape"][1], batch.lengths.max()
+        if isinstance(fixed, int) and longest > fixed:
+            raise UserError(f"a prompt has {longest} tokens, but the model was exported for {fixed}")
+        self.programs.session("prefill")
+
+    def begin(self, batch: inputs.Inputs, max_tokens: int) -> tuple[Decoding, Float[np.ndarray, "B V"]]:
+        """Reads prompts; returns what goes on from them, with room for so many tokens more, and logits behind each."""
+        self.check_prompts(batch)
         prompts, lengths = np.asarray(batch.prompts), np.asarray(batch.lengths)
         fixed = self.programs.signature["prefill"]["inputs"]["tokens"]["shape"][1]
         if isinstance(fixed, int):
-            if lengths.max() > fixed:
-                raise UserError(f"a prompt has {lengths.max()} tokens, but the model was exported for {fixed}")
             prompts = np.pad(prompts, ((0, 0), (0, max(fixed - prompts.shape[1], 0))))[:, :fixed]
         source = {} if batch.sources is None else {"source": batch.sources, "source_segments": batch.segments}
         rows = Decoding(self.programs, inputs.bucket(max(prompts.shape[1], int(lengths.max()) + max_tokens)))
@@ -161,8 +167,15 @@ def _write(
     rules: Rules,
     chunk: int,
 ) -> Iterator[np.ndarray]:
-    """Yields new tokens [B, 1]."""
+    """Returns what yields new tokens [B, 1]; refuses what cannot be read at the call, before anything is shown."""
     del params, chunk
+    model.check_prompts(batch)
+    return _written(model, batch, keys, max_tokens, how, rules)
+
+
+def _written(
+    model: OnnxModel, batch: inputs.Inputs, keys: Array, max_tokens: int, how: sample.Sampling, rules: Rules
+) -> Iterator[np.ndarray]:
     rows, logits = model.begin(batch, max_tokens)
     lengths, likeliest = np.asarray(batch.lengths), _Likeliest(rules)
     for count in range(max_tokens):

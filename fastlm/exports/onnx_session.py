@@ -9,6 +9,7 @@ Dims: B batch, T time, S source time, V vocab.
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastlm.errors import UserError, first_line
-from fastlm.exports.onnx_graph import DATA
+from fastlm.exports.onnx_graph import DATA, OPSETS
 
 SIGNATURE = "signature.json"
 NEXT = "next/"  # what stands before the name of a cache that comes out
@@ -61,8 +62,11 @@ class Programs:
         try:
             return onnxruntime.InferenceSession(self.folder / self.signature[name]["file"], options)
         except Exception as error:
-            line = first_line(error)
-            raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot read '{name}': {line}") from None
+            said = re.sub(r"/\S+\.(h|cc):\d+ .*\) (?=[A-Z])", "", first_line(error))  # without where in its source
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot read '{name}' ({said[:300]}); graphs need opset "
+                f"{OPSETS['']}: upgrade onnxruntime if it is older, else export again"
+            ) from None
 
     def weights(self) -> np.ndarray:
         """Returns the file of weights, bytes, mapped."""
