@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments import long_range
 from fastlm import command_line
+from fastlm.compress.distill import Distilled
 from fastlm.compress.lora import Lora
 from fastlm.data import settings as data_settings
 from fastlm.data import tokenizers
@@ -33,6 +34,7 @@ STAND_INS = {"c4/en": "state_of_the_union", "cifar10": "digits"}  # what is not 
 # section -> what takes its keys, and the arguments that come from elsewhere
 TARGETS = {
     "task": (LanguageModeling, set()),
+    "distilled": (Distilled, set()),
     "init": (initial.Init, set()),
     "lora": (Lora, set()),
     "model": (ModelConfig, set()),
