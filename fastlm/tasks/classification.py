@@ -26,7 +26,7 @@ from fastlm.ops.chunked_loss import MASK
 from fastlm.ops.cross_entropy import TARGETS, CrossEntropy
 from fastlm.tasks.kind import Scored, TaskKind, Trained
 from fastlm.tasks.rows import Joiner, predictions, rows_by_record
-from fastlm.tasks.task import Batch, Predictions, Task, of_model
+from fastlm.tasks.task import Batch, Task, of_model, through_head
 from fastlm.tasks.texts import TextsKind, read_texts, text_logits
 
 MOST_LABELS = 1000
@@ -178,14 +178,7 @@ def make(model: Model, label_smoothing: float = 0.0) -> Task:
 
     return of_model(
         model.cfg,
-        predictions=Predictions(
-            read=read,
-            head=model.head,
-            head_params=lambda weights: model.head_params(weights["model"]),
-            objective=LabelCrossEntropy(label_smoothing=label_smoothing),
-            sums=sums,
-            chunk=model.compute.loss_chunk,
-        ),
+        predictions=through_head(model, read, LabelCrossEntropy(label_smoothing=label_smoothing), sums),
         summarize=summarize,
         predict=predict,
     )

@@ -24,7 +24,7 @@ from fastlm.models import attention as attention_kinds
 from fastlm.ops.chunked_loss import MASK
 from fastlm.ops.cross_entropy import TARGETS, CrossEntropy, TokenScores
 from fastlm.tasks.kind import TextKind
-from fastlm.tasks.task import Predictions, Read, Task, captured, of_model
+from fastlm.tasks.task import Read, Task, captured, of_model, through_head
 from fastlm.tasks.writing import Writing, continuing
 
 
@@ -92,14 +92,7 @@ def make(model: Model, token_bytes: np.ndarray, *, z_loss: float = 0.0, label_sm
         own = captured(aux, capture)
         return Read(hidden, pieces, aux["cache"] if goes_on else carry, own, {"": documents})
 
-    predictions = Predictions(
-        read=read,
-        head=model.head,
-        head_params=lambda weights: model.head_params(weights["model"]),
-        objective=CrossEntropy(z_loss, label_smoothing),
-        sums=token_sums,
-        chunk=model.compute.loss_chunk,
-    )
+    predictions = through_head(model, read, CrossEntropy(z_loss, label_smoothing), token_sums)
 
     def predict(weights: Any, constants: Any, carry: Any, batch: dict) -> tuple[Any, dict[str, Array]]:
         found = read(weights, constants, carry, batch, None, ())

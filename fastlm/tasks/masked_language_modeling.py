@@ -32,7 +32,7 @@ from fastlm.ops.cross_entropy import TARGETS, CrossEntropy, TokenScores
 from fastlm.parallel.rules import constrain
 from fastlm.tasks.kind import TextKind, Trained
 from fastlm.tasks.rows import row_layout
-from fastlm.tasks.task import Batch, Predictions, Read, Task, captured, of_model
+from fastlm.tasks.task import Batch, Read, Task, captured, of_model, through_head
 
 HOLE = "[MASK]"  # how a person writes what is to be guessed
 CHOICES = 5
@@ -166,14 +166,7 @@ def make(model: Model, mask_id: int, special: Array, mask_share: float) -> Task:
         pieces = {TARGETS: batch["targets"], MASK: batch["loss_mask"]}
         return Read(hidden, pieces, carry, captured(aux, capture), {"": batch["segment_ids"]})
 
-    predictions = Predictions(
-        read=read,
-        head=model.head,
-        head_params=lambda weights: model.head_params(weights["model"]),
-        objective=CrossEntropy(),
-        sums=sums,
-        chunk=model.compute.loss_chunk,
-    )
+    predictions = through_head(model, read, CrossEntropy(), sums)
 
     def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         asked = prepare(weights, constants, batch, jnp.zeros((), jnp.int32), None)

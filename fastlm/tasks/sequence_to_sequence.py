@@ -35,7 +35,7 @@ from fastlm.tasks.kind import Scored, Trained
 from fastlm.tasks.language_modeling import per_token, token_sums
 from fastlm.tasks.rows import RowsKind, rows_by_record, segments
 from fastlm.tasks.scoring import gather_host
-from fastlm.tasks.task import Batch, Predictions, Read, Task, captured, of_model
+from fastlm.tasks.task import Batch, Read, Task, captured, of_model, through_head
 from fastlm.tasks.writing import Writing
 
 
@@ -324,14 +324,7 @@ def make(model: Model, token_bytes: np.ndarray, label_smoothing: float = 0.0) ->
         pieces = {TARGETS: batch["targets"], MASK: mask.astype(jnp.float32)}
         return Read(hidden, pieces, carry, own | captured(aux, capture), documents)
 
-    predictions = Predictions(
-        read=read,
-        head=model.head,
-        head_params=lambda weights: model.head_params(weights["model"]),
-        objective=CrossEntropy(label_smoothing=label_smoothing),
-        sums=token_sums,
-        chunk=model.compute.loss_chunk,
-    )
+    predictions = through_head(model, read, CrossEntropy(label_smoothing=label_smoothing), token_sums)
 
     def predict(weights: Any, constants: Any, carry: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         found = read(weights, constants, carry, batch, None, ())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fastlm.models import ModelConfig, abstract
+from fastlm.models import Model, ModelConfig, abstract
 from fastlm.ops.chunked_loss import MASK, Head, Objective, Scores, chunked_loss
 
 Tree = Any
@@ -90,6 +90,14 @@ class Predictions:
         """Returns (the summed objective, its scores of each prediction)."""
         params = self.head_params(weights)
         return chunked_loss(self.objective, self.head, params, read.hidden, (), read.pieces, chunk=self.chunk)
+
+
+def through_head(
+    model: Model, read: Callable[..., Read], objective: Objective, sums: Callable[..., Any]
+) -> Predictions:
+    """Returns predictions of a model's own head."""
+    params = lambda weights: model.head_params(weights["model"])
+    return Predictions(read, model.head, params, objective, sums, model.compute.loss_chunk)
 
 
 def captured(aux: Mapping[str, Any], capture: Iterable[str], stack: str = "") -> dict[str, list]:
