@@ -32,6 +32,7 @@ from fastlm import command_line
 from fastlm.compress import distill
 from fastlm.errors import UserError
 from fastlm.measurement import statistics, workers
+from fastlm.measurement.answer_scores import answer_scores
 from fastlm.parallel import mesh as meshes
 from fastlm.training import quality, restore, workdir_files
 
@@ -41,7 +42,10 @@ DISTILLED, ALONE, EQUAL_TIME = "distilled", "alone", "alone, equal time"
 # metric -> an example's (value, weight), whose ratio of sums the metric is; higher is better but for bits.
 EXAMPLES: dict[str, Callable[[Mapping[str, Any]], tuple[float, float]]] = {
     "bits_per_byte": lambda one: (one["nll"] / math.log(2), one["bytes"]),
-    "exact_match": lambda one: (float(one["said"] in (one["expected"], *one.get("or", ()))), 1.0),
+    "exact_match": lambda one: (
+        answer_scores([one["said"]], [[one["expected"], *one.get("or", ())]]).exact_match.value,
+        1.0,
+    ),
     "accuracy": lambda one: (float(one["said"] == one["label"]), 1.0),
     "loss": lambda one: (one["nll"], one["tokens"]),
 }

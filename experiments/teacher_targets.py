@@ -58,7 +58,7 @@ def main() -> None:
         batches.identity,
         FLAGS.targets_seed,
     )
-    teach = cached.teaching(teacher, method, FLAGS.targets_seed)
+    teach = cached.teaching(teacher, method, FLAGS.targets_seed, vocab_size)
     targets.write(
         batches,
         lambda batch: teach(to_device(batch, setting.mesh)),

@@ -66,18 +66,21 @@ def joining(setting: Setting, folder: str, fingerprints: Mapping[str, str], wher
 
 @dataclasses.dataclass(frozen=True)
 class Keeping:
-    """The objective that only keeps what a method takes of a teacher's logits; the loss is 0."""
+    """The objective that only keeps what a method takes of a teacher's logits over `vocab_size`; the loss is 0."""
 
     method: Method
+    vocab_size: int
 
     def __call__(self, logits: Array, shared: Any, piece: Mapping[str, Array]) -> tuple[Array, SparseTargets]:
         """Returns (zeros, targets) of each prediction."""
         del shared
-        kept = self.method(logits, piece["uniforms"], piece[TARGETS])
+        kept = self.method(logits[..., : self.vocab_size], piece["uniforms"], piece[TARGETS])
         return jnp.zeros(logits.shape[:-1], jnp.float32), kept
 
 
-def teaching(teacher: Teacher, method: Method, seed: int) -> Callable[[dict[str, Array]], SparseTargets]:
+def teaching(
+    teacher: Teacher, method: Method, seed: int, vocab_size: int
+) -> Callable[[dict[str, Array]], SparseTargets]:
     """Returns `(batch with "row" [B], rows' numbers) -> targets of its tokens`, compiled; logits exist in chunks."""
     predictions, constants = teacher.task.predictions, teacher.constants
 
@@ -88,7 +91,7 @@ def teaching(teacher: Teacher, method: Method, seed: int) -> Callable[[dict[str,
         uniforms = row_uniforms(method, seed, batch["row"], read.hidden.shape[1])
         pieces, params = read.pieces | {"uniforms": uniforms}, predictions.head_params(weights)
         return chunked_loss(
-            Keeping(method), predictions.head, params, read.hidden, (), pieces, chunk=predictions.chunk
+            Keeping(method, vocab_size), predictions.head, params, read.hidden, (), pieces, chunk=predictions.chunk
         )[1]
 
     return lambda batch: teach(constants, batch)

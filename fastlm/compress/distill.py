@@ -82,7 +82,13 @@ class Distilled:
         loaded = self._needed(terms, loaded)
         task = dataclasses.replace(task, origins=task.origins | origins)
         how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
-        return _Wrapped(task, setting, terms, tuple(loaded), on_policy.make(how, setting, f"{WHERE}.on_policy")).task()
+        writer = on_policy.make(how, setting, f"{WHERE}.on_policy")
+        if writer and self.cache:
+            raise UserError(
+                f"{WHERE}.cache: knows nothing of what the student writes; empty it, or set "
+                f"{WHERE}.on_policy.share to 0"
+            )
+        return _Wrapped(task, setting, terms, tuple(loaded), writer).task()
 
     def _needed(self, terms: tuple["Term", ...], loaded: list[Teacher]) -> list[Teacher]:
         """Returns the teachers that a term reads; with cached targets alone, none."""

@@ -113,7 +113,8 @@ def check_fits(cfg: ModelConfig, mesh: Mesh, where: str) -> None:
         raise UserError(
             f"{where} needs {needed / GIB:.2f} GiB of memory and {free / GIB:.2f} GiB are free, "
             f"{(needed - free) / GIB:.2f} GiB too few; cut it over more devices (config.mesh.fsdp, "
-            "config.mesh.tensor), or take a smaller teacher"
+            "config.mesh.tensor), take a smaller teacher, or its targets from disk (experiments.teacher_targets, "
+            "written where it fits)"
         )
 
 

@@ -7,9 +7,9 @@ import jax
 
 def free_bytes() -> int | None:
     """Returns bytes that are free for arrays on each device of this process; None where nobody says."""
-    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    if told:
-        return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in told if "bytes_limit" in stats)
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("bytes_limit" in stats for stats in told):
+        return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in told)
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     except OSError:

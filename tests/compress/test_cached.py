@@ -31,10 +31,10 @@ def folder(path, key):
     return str(path)
 
 
-def targets_by(about, method):
+def targets_by(about, method, vocab_size=VOCAB):
     """first row's number -> a batch with the arrays that the store would add; other numbers are other draws"""
     teacher = teachers.load(about, "runs/teacher", "", "", "")
-    teach = cached.teaching(teacher, sparse_targets.make(method), seed=0)
+    teach = cached.teaching(teacher, sparse_targets.make(method), seed=0, vocab_size=vocab_size)
     given = {name: jnp.asarray(value) for name, value in batch().items()}
 
     def made(first=0):
@@ -91,6 +91,13 @@ def test_samples_are_the_teacher_on_average_and_the_likeliest_alone_are_not(tmp_
     assert abs(float(loss(targets_by(about, "top_k(k=8)")())) - whole) > 8 * error
 
 
+def test_no_token_is_kept_that_the_student_does_not_have():
+    """A teacher whose vocabulary is padded further: what is kept sums to 1 over what both have."""
+    kept = targets_by(setting(), "top_k(k=200)", vocab_size=200)()
+    assert int(jnp.max(kept["target_ids"])) < 200
+    np.testing.assert_allclose(jnp.sum(kept["target_weights"], -1), 1, rtol=1e-5)
+
+
 def test_evaluation_has_no_targets_and_needs_none(tmp_path):
     about = setting()
     task = student(about, folder(tmp_path / "targets", key(about)))
@@ -118,6 +125,8 @@ def test_the_cache_is_checked_against_the_config(tmp_path):
         student(about, good, terms=(("cross_entropy", 1.0),))
     with pytest.raises(UserError, match=r"'forward_kl' needs a live teacher; name one, or use 'cached_kl' alone"):
         student(about, good, terms=(*ONLY_CACHED, ("forward_kl", 1.0)))
+    with pytest.raises(UserError, match=r"cache: knows nothing of what the student writes; empty it"):
+        student(about, good, on_policy={"share": 0.5})
     with pytest.raises(UserError, match=r"'cached_kl' needs config\.distilled\.cache"):
         wrapped(about, terms=ONLY_CACHED)
     task, cfg = of("masked_language_modeling", SMALL)

@@ -53,6 +53,8 @@ def test_answers_are_compared_by_whether_they_are_right():
     one, other = (Score({"accuracy": right / 10, "loss": 1.0}, said(right)) for right in (9, 7))
     assert distill.metric_of([one, other]) == "accuracy"
     assert distill.difference("accuracy", [one], [other]).startswith("+0.2000 [")
+    article = {"said": "The cat.", "expected": "a cat", "or": ["cats"]}  # as SQuAD counts
+    assert distill.EXAMPLES["exact_match"](article) == (1.0, 1.0)
 
 
 def test_scores_without_examples_have_no_interval_and_others_are_refused():
