@@ -3,7 +3,7 @@
 By default on the test split of the data it was trained on; `--source` takes any source the data
 pipeline knows (`text:my/*.txt`, `jsonl:my.jsonl#body`, `python_stdlib`). With `--problems FILE`, a model that
 continues text writes Python functions instead, whose tests are run in isolation, if that is allowed. Prints one line
-of metrics and one of JSON. With `--runtime onnx`, what fastlm.export wrote is scored instead.
+of metrics and one of JSON. With `--runtime onnx` or `--runtime stablehlo`, what fastlm.export wrote is scored instead.
 
 With `--attention_maps` nothing is scored: what each head looks at in one text is drawn, measured and put on a page.
 
@@ -29,7 +29,7 @@ from fastlm.tasks.kind import Scored
 from fastlm.training import quality, restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train")
-RUNTIME = flags.DEFINE_enum("runtime", "jax", runtimes.RUNTIMES, "what runs it; onnx: --workdir is an export")
+RUNTIME = flags.DEFINE_enum("runtime", "jax", runtimes.RUNTIMES, "what runs it; but for jax, --workdir is an export")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
 SOURCE = flags.DEFINE_multi_string("source", [], "what to score instead of the training data; may be repeated")
 SPLIT = flags.DEFINE_string(

@@ -5,11 +5,12 @@
 
 `onnx` writes the model's functions for ONNX Runtime, with weights whole, in eight bits or in four. `stablehlo` writes
 them for any XLA runtime (cpu, cuda, tpu). Nothing of fastlm is needed to run either, and the card in the folder shows
-how; what was written as `onnx`, fastlm.generate and fastlm.evaluate also take, with --runtime onnx. `gguf` writes
+how; fastlm.generate, fastlm.evaluate and fastlm.measure take both, with --runtime onnx or stablehlo. `gguf` writes
 decoders of Llama's kind, with their tokenizer, for llama.cpp. For Hugging Face (safetensors) see fastlm.convert. A
 folder appears whole or not at all.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from absl import flags
 
 from fastlm import command_line
 from fastlm.errors import UserError
-from fastlm.exports import card, gguf, onnx, onnx_calibration, onnx_runtime, stablehlo
+from fastlm.exports import card, exported_model, gguf, onnx, onnx_calibration, stablehlo
 from fastlm.models import Compute, Model, huggingface
 from fastlm.parallel import mesh as meshes
 from fastlm.training import quality, restore, workdir_files
@@ -35,6 +36,7 @@ SOURCE = flags.DEFINE_multi_string(
 )
 SPLIT = flags.DEFINE_string("split", "train", "with int8_static: split of it")
 CALIBRATION_BATCHES = flags.DEFINE_integer("calibration_batches", 8, "with int8_static: of 8 rows", lower_bound=1)
+CALIBRATION_LENGTH = flags.DEFINE_integer("calibration_length", 256, "tokens of such a row", lower_bound=1)
 AVERAGE = flags.DEFINE_bool("average", None, "use averaged weights; default: if the run kept any")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "compute type of the programs")
 
@@ -57,7 +59,7 @@ def main() -> None:
     with workdir_files.whole_folder(target) as aside:
         files = write(aside, model, restored, weights)
         workdir_files.carry_tokenizer(Path(WORKDIR.value), aside)
-        (aside / onnx_runtime.TOKENIZER).write_text(restored.tokenizer.to_json())
+        (aside / exported_model.TOKENIZER).write_text(restored.tokenizer.to_json())
         told = card.text(
             name=Path(WORKDIR.value).absolute().name,
             form=FORMAT.value,
@@ -84,7 +86,7 @@ def kept_as() -> str:
         raise UserError(f"--weights: --format {form} keeps {', '.join(KEPT[form])}, not '{weights}'")
     if form != "stablehlo" and DTYPE.value != "float32":
         raise UserError(f"--dtype: {DTYPE.value} goes with --format stablehlo; for fewer bytes give --weights")
-    for name in ("source", "split", "calibration_batches"):
+    for name in ("source", "split", "calibration_batches", "calibration_length"):
         if flags.FLAGS[name].present and weights != onnx.STATIC:
             raise UserError(f"--{name}: goes with --weights {onnx.STATIC}; leave it out")
     if form == "gguf" and LENGTH.value:
@@ -100,15 +102,22 @@ def write(folder: Path, model: Model, restored: restore.Restored, weights: str) 
         named = restored.about.get("huggingface", {}).get("license", "")
         return gguf.write(folder, model.cfg, restored.params, files, weights, name, named)
     if FORMAT.value == "stablehlo":
-        return stablehlo.write(folder, model, restored.params, length)
-    ranges = None
-    if weights == onnx.STATIC:
-        asked = quality.Asked(SOURCE.value, SPLIT.value, LENGTH.value, batch_size=8, batches=CALIBRATION_BATCHES.value)
-        ranges = onnx_calibration.ranges(restored, model, length, meshes.make(), asked)
-    files = onnx.write(folder, model, restored.params, length, weights, ranges)
+        files = stablehlo.write(folder, model, restored.params, length)
+    else:
+        files = onnx.write(folder, model, restored.params, length, weights, ranges_of(model, restored, weights))
     about = {name: value for name, value in restored.about.items() if name != "tokenizer"} | {"step": restored.step}
-    (folder / onnx_runtime.ABOUT).write_text(json.dumps(about))
-    return [*files, onnx_runtime.ABOUT]
+    (folder / exported_model.ABOUT).write_text(json.dumps(about))
+    return [*files, exported_model.ABOUT]
+
+
+def ranges_of(model: Model, restored: restore.Restored, weights: str) -> onnx_calibration.Ranges | None:
+    """Returns the ranges of inputs, for weights that need them."""
+    if weights != onnx.STATIC:
+        return None
+    asked = quality.Asked(SOURCE.value, SPLIT.value, batch_size=8, batches=CALIBRATION_BATCHES.value)
+    longest = min(LENGTH.value or CALIBRATION_LENGTH.value, quality.data_of(restored, asked)[0].length)
+    asked = dataclasses.replace(asked, length=longest)
+    return onnx_calibration.ranges(restored, model, LENGTH.value or None, meshes.make(), asked)
 
 
 def tokenizer_files(restored: restore.Restored) -> dict[str, bytes]:

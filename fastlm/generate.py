@@ -5,11 +5,11 @@
     python -m fastlm.generate --workdir runs/translate_small --prompt "In the beginning" --beams 4
 
 One `--prompt` streams to the terminal as it is made; several, or `--prompts FILE` (one a line), are printed in order,
-`--rows` being written at a time: one that ends makes room for the next (searches, drafts and ONNX Runtime finish such a
+`--rows` being written at a time: one that ends makes room for the next (searches, drafts and exports finish such a
 group first). The same seed gives the same text. `--beams` searches for the likeliest text instead of drawing one.
 `--draft` has a smaller model of the same tokenizer, or with `--draft lookup` the text so far, propose tokens that the
-model only checks: the same distribution, the same greedy text, in fewer readings. With `--runtime onnx`, ONNX Runtime
-writes, from what fastlm.export wrote.
+model only checks: the same distribution, the same greedy text, in fewer readings. With `--runtime onnx` or
+`--runtime stablehlo` it is what fastlm.export wrote that writes.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from fastlm.tasks.writing import Writing
 from fastlm.training import restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
-RUNTIME = flags.DEFINE_enum("runtime", "jax", runtimes.RUNTIMES, "what runs it; onnx: --workdir is an export")
+RUNTIME = flags.DEFINE_enum("runtime", "jax", runtimes.RUNTIMES, "what runs it; but for jax, --workdir is an export")
 STEP = flags.DEFINE_string("step", "", "checkpoint: a number, 'best', or nothing for the newest")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue, or to answer; may be repeated")
 PROMPTS = flags.DEFINE_string("prompts", "", "file with one prompt per line")
@@ -94,7 +94,7 @@ def draw(
         "start": writing.start,
         **writing.rules,
     }
-    if RUNTIME.value == "onnx":
+    if RUNTIME.value != "jax":
         draw_elsewhere(restored, writing, prompts, rows, options)
     elif DRAFT.value:
         draw_with_draft(restored, writing, prompts, rows, options)

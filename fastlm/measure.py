@@ -32,7 +32,7 @@ from fastlm.training import quality, workdir_files
 from fastlm.training.checkpoints import Checkpoints
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
-RUNTIME = flags.DEFINE_enum("runtime", "jax", exported.RUNTIMES, "what runs it; onnx: --workdir is an export")
+RUNTIME = flags.DEFINE_enum("runtime", "jax", exported.RUNTIMES, "what runs it; but for jax, --workdir is an export")
 STEP = flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
 BASELINE = flags.DEFINE_string("baseline", "", "another, to stand beside it")
 BASELINE_RUNTIME = flags.DEFINE_enum("baseline_runtime", "jax", exported.RUNTIMES, "what runs that")
@@ -68,6 +68,7 @@ class Subject:
         options = {"step": step, "average": AVERAGE.value, "dtype": DTYPE.value, "cache_dtype": CACHE_DTYPE.value}
         options |= {"fused": FUSED.value, "weights": WEIGHTS.value}
         self._restored = exported.restore(runtime, workdir, self._mesh, **options)
+        self._longest = exported.longest(runtime, self._restored)
         self._stored = functools.partial(exported.sizes, runtime, workdir, self._restored, bool(AVERAGE.value))
         model = self._restored.model
         start = None
@@ -80,7 +81,8 @@ class Subject:
         cfg = self._restored.model.cfg
         match request["what"]:
             case "about":
-                return {"writes": self._runtime.writes(), "context": cfg.max_length, "step": self._restored.step}
+                told = {"writes": self._runtime.writes(), "context": cfg.max_length, "step": self._restored.step}
+                return told | {"longest": self._longest}
             case "sizes":
                 length = request["length"]
                 source = length if cfg.family == "encoder_decoder" else 0
@@ -95,8 +97,10 @@ class Subject:
                 return {"mebibytes": workers.peak_memory()}
             case "quality":
                 asked = quality.Asked(SOURCE.value, SPLIT.value, batches=SCORE_BATCHES.value)
-                if not quality.data_of(self._restored, asked)[0].sources:
+                data = quality.data_of(self._restored, asked)[0]
+                if not data.sources:
                     return {}
+                asked = dataclasses.replace(asked, length=min(data.length, request["longest"]))
                 return quality.score(self._restored, self._mesh, asked).metrics
         raise ValueError(request)
 
@@ -161,11 +165,11 @@ def measure(chosen: list[Chosen], batches: list[int]) -> tuple[list[Measured], l
         asks = {name: functools.partial(seconds_of, worker) for name, worker in running.items()}
         print(f"timing {', '.join(map(str, what))}", file=sys.stderr, flush=True)
         seconds = ruler.take_turns(asks, what, TURNS.value)
-        models = []
+        longest, models = min(told["longest"] for told in about.values()), []
         for name, worker in running.items():
             memory = worker.ask({"what": "memory"})["mebibytes"]
             sizes = ruler.Sizes(**worker.ask({"what": "sizes", "length": length}))
-            models.append(Measured(name, sizes, seconds[name], memory, scores(name, worker)))
+            models.append(Measured(name, sizes, seconds[name], memory, scores(name, worker, longest)))
         return models, what
     finally:
         workers.close(running.values())
@@ -176,12 +180,12 @@ def seconds_of(worker: workers.Worker, load: Load) -> list[float]:
     return worker.ask({"what": "load", "load": dataclasses.asdict(load)})["seconds"]
 
 
-def scores(name: str, worker: workers.Worker) -> dict[str, float]:
-    """Returns the quality of a model, if it is asked for."""
+def scores(name: str, worker: workers.Worker, longest: int) -> dict[str, float]:
+    """Returns the quality of a model, if it is asked for, in rows that each of the models can read."""
     if not QUALITY.value:
         return {}
     print(f"scoring {name}", file=sys.stderr, flush=True)
-    found = worker.ask({"what": "quality"})
+    found = worker.ask({"what": "quality", "longest": longest})
     if not found:
         print(f"{name} came with no data to be scored on; give --source", file=sys.stderr, flush=True)
     return found
@@ -226,11 +230,14 @@ def row_length(about: dict[str, dict[str, Any]]) -> int:
     """Returns how many tokens a row has.
 
     Raises:
-      UserError: with what is written, more than the context of a model.
+      UserError: more than a model reads, or with what is written more than its context.
     """
     context = min(told["context"] for told in about.values())
     new = NEW.value + runtimes.PIECE if all(told["writes"] for told in about.values()) else 0
-    length = PROMPT.value or min(LENGTH, context // 2)
+    longest = min(told["longest"] for told in about.values())
+    length = PROMPT.value or min(LENGTH, context // 2, longest)
+    if length > longest:
+        raise UserError(f"--prompt: {length} tokens, but a model was exported for rows of {longest}; give fewer")
     if length + new > context:
         raise UserError(
             f"--prompt: {length} tokens and {new} written behind them are more than the context of {context} tokens; "

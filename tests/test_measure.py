@@ -102,3 +102,20 @@ def test_mistakes_are_one_line_before_anything_starts(workdirs, tmp_path):
     refuses("--batches: needs numbers of rows like 1,8, got '1,no'", *measure, "--batches", "1,no")
     refuses("is the same checkpoint; name another, or leave it out", *measure, "--baseline", workdirs / "llama")
     refuses("no checkpoint", *measure, "--baseline", tmp_path)
+
+
+def test_an_export_for_rows_of_one_length_is_measured_in_such_rows(workdirs):
+    """Its baseline too, which could read longer ones."""
+    target, small = workdirs / "fixed", ["--new", "8", "--turns", "2", "--batches", "1"]
+    made = call("export", "--workdir", workdirs / "llama", "--format", "stablehlo", "--length", "16", "--to", target)
+    assert made.status == 0, made.err
+    ask = ["measure", "--workdir", target, "--runtime", "stablehlo", "--baseline", workdirs / "llama", *small]
+    outcome = call(*ask, "--source", f"text:{workdirs}/text.txt")
+    assert outcome.status == 0, outcome.err
+    facts = json.loads((target / "measured" / "measured.json").read_text())
+    assert {load["length"] for load in facts["loads"]} == {16}
+    before, after = facts["models"]
+    assert after["quality"]["bits_per_byte"] == pytest.approx(before["quality"]["bits_per_byte"], rel=1e-5)
+    assert after["sizes"]["stored"] == (target / "weights.safetensors").stat().st_size
+    late = call(*ask, "--prompt", "17")  # which is known when both have been opened
+    assert late.status == 2 and "--prompt: 17 tokens, but a model was exported for rows of 16; give fewer" in late.err

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import onnx
 
+from fastlm.exports import exported_model
 from fastlm.exports import onnx as onnx_format
-from fastlm.exports import onnx_runtime
+from fastlm.exports.exported_programs import SIGNATURE
 from fastlm.exports.onnx_graph import DATA
-from fastlm.exports.onnx_session import SIGNATURE
 from fastlm.training import workdir_files
 
 
@@ -68,7 +68,7 @@ def make(export: Path, tool: str, folder: Path) -> None:
         )
     signature["weights"] = f"{tool} by ONNX Runtime's tools"
     onnx_format.finish(folder, signature)
-    for name in (onnx_runtime.ABOUT, onnx_runtime.TOKENIZER):
+    for name in (exported_model.ABOUT, exported_model.TOKENIZER):
         shutil.copy(export / name, folder / name)
 
 

@@ -20,10 +20,11 @@ import onnx
 
 from fastlm.exports import onnx_operators as operators
 from fastlm.exports import tracing
+from fastlm.exports.exported_programs import SIGNATURE
 from fastlm.exports.onnx_conversion import DOMAIN, Converted, convert
 from fastlm.exports.onnx_graph import DATA, Graph, Weights
 from fastlm.exports.onnx_products import FORMATS, Products, Static
-from fastlm.exports.onnx_session import NEXT, SIGNATURE
+from fastlm.exports.onnx_session import NEXT
 from fastlm.exports.programs import Program, flat, programs, told_of
 from fastlm.models import Model
 

@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 
 from fastlm.errors import UserError
 from fastlm.exports import onnx as onnx_format
+from fastlm.exports.exported_model import ExportedModel
 from fastlm.exports.onnx_graph import DATA, Weights
 from fastlm.exports.onnx_products import Watched
-from fastlm.exports.onnx_runtime import OnnxModel
 from fastlm.exports.onnx_session import Programs
 from fastlm.exports.programs import flat, programs
 from fastlm.models import Model
@@ -40,7 +40,7 @@ class _Watching(Programs):
     def call(self, name: str, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs = list(self.signature[name]["outputs"])
         count = len(self.extremes)
-        found = self.session(name).run([*outputs, *_extremes(count)], dict(given))
+        found = self.open(name).run([*outputs, *_extremes(count)], dict(given))
         seen = np.array(found[len(outputs) :]).reshape(2, count)
         self.extremes[:, 0] = np.minimum(self.extremes[:, 0], seen[0])
         self.extremes[:, 1] = np.maximum(self.extremes[:, 1], seen[1])
@@ -81,6 +81,6 @@ def ranges(restored: Restored, model: Model, length: int | None, mesh: Mesh, ask
         (folder / file).write_bytes(graph.SerializeToString())
         onnx_format.finish(folder, {"programs": {FORWARD: {"file": file, **told}}})
         watching = _Watching(folder, len(products.inputs))
-        watched = OnnxModel(model.cfg, model.compute, watching)
+        watched = ExportedModel(model.cfg, model.compute, watching)
         quality.read(dataclasses.replace(restored, model=watched, params={}), mesh, asked)
     return {name: (float(low), float(high)) for name, (low, high) in zip(products.inputs, watching.extremes)}

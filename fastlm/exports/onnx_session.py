@@ -8,23 +8,29 @@ Dims: B batch, T time, S source time, V vocab.
 """
 
 import functools
-import json
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from fastlm.errors import UserError, first_line
+from fastlm.exports.exported_programs import ExportedPrograms, filled_up
 from fastlm.exports.onnx_graph import DATA, OPSETS
 
-SIGNATURE = "signature.json"
 NEXT = "next/"  # what stands before the name of a cache that comes out
+AT_ONCE = 1 << 26  # logits that a call gives
 
 
-class Programs:
-    """The programs of an exported model."""
+class Programs(ExportedPrograms):
+    """See `ExportedPrograms`; weights are in the graphs, whatever is passed as such."""
+
+    FORM, WEIGHTS = "onnx", DATA
 
     def __init__(self, folder: str | Path, threads: int = 0) -> None:
         """Reads what is in a folder.
@@ -35,20 +41,11 @@ class Programs:
         Raises:
           UserError: no export is there, or one that is cut short.
         """
-        self.folder, self._threads = Path(folder), threads
-        try:
-            told = json.loads((self.folder / SIGNATURE).read_text())
-            self.signature: dict[str, Any] = told["programs"]
-            self._sizes = told["sizes"]
-        except (OSError, ValueError, KeyError):
-            raise UserError(f"{folder}: no ONNX export; make one: python -m fastlm.export --format onnx") from None
-        for name, size in self._sizes.items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                raise UserError(f"{path}: missing or cut short ({size:,} bytes were written); export again")
+        super().__init__(folder)
+        self._threads = threads
 
     @functools.lru_cache  # noqa: B019 (a session lives as long as its programs)
-    def session(self, name: str) -> Any:
+    def open(self, name: str) -> Any:
         """Returns the session of a program.
 
         Raises:
@@ -68,26 +65,41 @@ class Programs:
                 f"{OPSETS['']}: upgrade onnxruntime if it is older, else export again"
             ) from None
 
-    def weights(self) -> np.ndarray:
-        """Returns the file of weights, bytes, mapped."""
-        return np.memmap(self.folder / DATA, np.uint8, "r")
-
-    def bytes(self) -> int:
-        """Returns what graphs and weights take on disk."""
-        return sum(self._sizes.values())
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a program."""
-        return name in self.signature
-
     def call(self, name: str, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a program on arrays."""
         outputs = list(self.signature[name]["outputs"])
-        return dict(zip(outputs, self.session(name).run(outputs, dict(given)), strict=True))
+        return dict(zip(outputs, self.open(name).run(outputs, dict(given)), strict=True))
+
+    def forward(self, params: Any, given: Mapping[str, Array]) -> Float[Array, "B ... C"]:
+        """See `ExportedPrograms`; calls the runtime from inside jit, documents of a row one by one."""
+        del params
+        told = self.signature["forward"]
+        ((name, output),) = told["outputs"].items()
+        rows, length = given["tokens"].shape
+        width = output["shape"][-1]
+        shape = jax.ShapeDtypeStruct((rows, length, width) if len(output["shape"]) == 3 else (rows, width), jnp.float32)
+
+        def answers(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+            length = arrays["tokens"].shape[1]
+            found = self.call("forward", filled_up(arrays, self.length_of("forward"), np.pad))[name]
+            return found[:, :length] if found.ndim == 3 else found
+
+        def call(values: dict[str, Array]) -> np.ndarray:
+            arrays = {key: np.asarray(value) for key, value in values.items()}
+            if "segments" in told["inputs"] or "segments" not in arrays:
+                return answers(arrays)
+            return by_document(lambda rows: answers({"tokens": rows}), arrays["tokens"], arrays["segments"], width)
+
+        return jax.pure_callback(call, shape, dict(given))
+
+    def decoding(self, params: Any, slots: int) -> "Decoding":
+        """See `ExportedPrograms`."""
+        del params
+        return Decoding(self, slots)
 
 
 class Decoding:
-    """Rows that are being written: the cache, and the programs that read on."""
+    """See `exported_programs.Decoding`."""
 
     def __init__(self, programs: Programs, slots: int) -> None:
         """Begins with room for so many tokens of each row."""
@@ -96,33 +108,30 @@ class Decoding:
         self._arrays: list[np.ndarray] = []  # where caches lie: the runtime's values do not keep it alive
 
     def begin(self, prompts: np.ndarray, lengths: np.ndarray, source: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Reads prompts [B, T] of `lengths` tokens (and sources [B, S]); returns logits [B, V] behind each."""
+        """See `exported_programs.Decoding`."""
         import onnxruntime
 
-        told = self._programs.signature["prefill"]["inputs"]
-        sizes = {"b": len(prompts), "c": self._slots, "s": source["source"].shape[1] if source else 0}
-        for name, value in told.items():
-            if name.startswith("cache/"):
-                shape = [sizes[size] if isinstance(size, str) else size for size in value["shape"]]
-                self._arrays.append(np.zeros(shape, value["dtype"]))
-                self._cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._arrays[-1])
+        width = source["source"].shape[1] if source else 0
+        for name, array in self._programs.empty_cache(len(prompts), self._slots, width).items():
+            self._arrays.append(array)
+            self._cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         return self._run("prefill", {"tokens": prompts, "lengths": lengths, **source})
 
     def follow(self, rows: np.ndarray) -> None:
-        """Makes the cache that of these of its rows, in this order; a row may go on as several."""
+        """See `exported_programs.Decoding`."""
         import onnxruntime
 
         self._arrays = [np.ascontiguousarray(value.numpy()[rows]) for value in self._cache.values()]
         self._cache = dict(zip(self._cache, map(onnxruntime.OrtValue.ortvalue_from_numpy, self._arrays), strict=True))
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Reads one token [B] more of each row; returns logits [B, V]."""
+        """See `exported_programs.Decoding`."""
         if self._programs.has("decode"):
             return self._run("decode", {"token": tokens})
         return self._run("prefill", {"tokens": tokens[:, None], "lengths": np.ones(len(tokens), np.int32)})
 
     def _run(self, name: str, given: Mapping[str, np.ndarray]) -> np.ndarray:
-        session = self._programs.session(name)
+        session = self._programs.open(name)
         told = self._programs.signature[name]
         binding = session.io_binding()
         given = {key: np.ascontiguousarray(value, told["inputs"][key]["dtype"]) for key, value in given.items()}
@@ -142,3 +151,29 @@ class Decoding:
         logits = results.pop("logits")
         self._cache.update((key.removeprefix(NEXT), value) for key, value in results.items())
         return logits.numpy()
+
+
+def by_document(
+    call: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray, segments: np.ndarray, width: int
+) -> Float[np.ndarray, "B T V"]:
+    """Returns logits of every document of packed rows read alone; zeros where a row is padding.
+
+    Args:
+      call: from rows [b, T'] to logits [b, T', V].
+      tokens, segments: [B, T]; segments number the documents of a row, and are 0 where it is padding.
+    """
+    result = np.zeros((*tokens.shape, width), np.float32)
+    pieces = []
+    for row, numbers in enumerate(segments):
+        borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+        pieces += [(row, start, stop) for start, stop in itertools.pairwise(borders) if numbers[start]]
+    longest = max((stop - start for _, start, stop in pieces), default=1)
+    several = max(1, AT_ONCE // (longest * width))
+    for begin in range(0, len(pieces), several):
+        group = pieces[begin : begin + several]
+        rows = np.zeros((len(group), longest), np.int32)
+        for target, (row, start, stop) in zip(rows, group):
+            target[: stop - start] = tokens[row, start:stop]
+        for (row, start, stop), found in zip(group, call(rows), strict=True):
+            result[row, start:stop] = found[: stop - start]
+    return result

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import export
+from jaxtyping import Array, Int
 
 from fastlm.decoding import inputs
 from fastlm.errors import UserError
@@ -42,14 +43,15 @@ class Program:
     outputs: tuple[str, ...]
 
 
-def programs(model: Model, params: Any, length: int | None = None) -> dict[str, Program]:
+def programs(model: Model, params: Any, length: int | None = None, *, documents: bool = False) -> dict[str, Program]:
     """Returns a model's programs by name.
 
     Args:
       params: arrays or shapes.
       length: tokens of every row; None leaves that open.
+      documents: whether the "forward" of a decoder takes segments, and so tells apart the documents of a row.
     """
-    return _Programs(model, params, length).all()
+    return _Programs(model, params, length, documents).all()
 
 
 @contextlib.contextmanager
@@ -72,8 +74,9 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 class _Programs:
-    def __init__(self, model: Model, params: Any, length: int | None) -> None:
+    def __init__(self, model: Model, params: Any, length: int | None, documents: bool) -> None:
         self._model, self._weights = model, jax.tree.structure(params)
+        self._documents = documents and model.cfg.family == "decoder"
         # Symbols that a program has no array for may not stand in its constraints, so those with a cache by slot have
         # a scope of their own.
         self._slotted = self._cache_has_slots()
@@ -142,10 +145,14 @@ class _Programs:
         def call(weights, given):
             params = self._params(weights)
             memory = self._read_source(params, given)
-            hidden, _ = self._model.features(params, given["tokens"], memory=memory)
+            places = {}
+            if "segments" in given:
+                places = {"segment_ids": given["segments"], "positions": _positions(given["segments"])}
+            hidden, _ = self._model.features(params, given["tokens"], memory=memory, **places)
             return {"logits": self._model.head(params, hidden)}
 
-        return Program(call, {"tokens": self._array("b", self._tokens), **self._source}, ("logits",))
+        tokens = {name: self._array("b", self._tokens) for name in ("tokens", *["segments"] * self._documents)}
+        return Program(call, tokens | self._source, ("logits",))
 
     def _two_caches(self) -> tuple[Cache, Cache]:
         """Two sizes of everything: what differs between them is a symbol, whatever a kind keeps."""
@@ -213,6 +220,13 @@ class _CacheForm:
     def build(self, given: dict[str, Any]) -> Cache:
         """Returns the cache."""
         return jax.tree.unflatten(self.tree, [given[path] for path in self.shapes]).replace(slots=self.slots)
+
+
+def _positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Returns the place of each token in its document."""
+    places = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
 
 
 def _named(cache: dict[str, Any]) -> dict[str, Any]:

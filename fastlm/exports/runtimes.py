@@ -1,4 +1,4 @@
-"""Models by what runs them: a workdir in XLA, or what was exported in another runtime."""
+"""Models by what runs them: a workdir in XLA, or what was exported in the runtime of its format."""
 
 import dataclasses
 import math
@@ -9,6 +9,8 @@ import jax
 from jax.sharding import Mesh
 
 from fastlm.errors import UserError
+from fastlm.exports import exported_model
+from fastlm.exports.exported_programs import ExportedPrograms
 from fastlm.measurement import ruler
 from fastlm.measurement.runtimes import Jitted, Runtime
 from fastlm.models import abstract
@@ -16,7 +18,21 @@ from fastlm.training import restore as workdirs
 from fastlm.training.checkpoints import Checkpoints
 from fastlm.training.restore import Restored
 
-RUNTIMES = ("jax", "onnx")
+RUNTIMES = ("jax", "onnx", "stablehlo")
+
+
+def programs(runtime: str, folder: str | Path) -> ExportedPrograms:
+    """Returns the programs of an export.
+
+    Raises:
+      UserError: nothing that this runtime takes is there.
+    """
+    # With what each needs, which only exports do.
+    if runtime == "onnx":
+        from fastlm.exports import onnx_session as session
+    else:
+        from fastlm.exports import stablehlo_session as session
+    return session.Programs(folder)
 
 
 def restore(runtime: str, folder: str | Path, mesh: Mesh, *, fused: bool = False, **options: Any) -> Restored:
@@ -37,9 +53,7 @@ def restore(runtime: str, folder: str | Path, mesh: Mesh, *, fused: bool = False
     for name, value in options.items():
         if value not in (None, ""):
             raise UserError(f"--{name}: was chosen when the model was exported; leave it out with --runtime {runtime}")
-    from fastlm.exports import onnx_runtime  # and what it needs, which only exports do
-
-    return onnx_runtime.restore(folder)
+    return exported_model.restore(programs(runtime, folder))
 
 
 def timed(runtime: str, restored: Restored, start: int | None) -> Runtime:
@@ -50,9 +64,13 @@ def timed(runtime: str, restored: Restored, start: int | None) -> Runtime:
     """
     if runtime == "jax":
         return Jitted(restored.model, restored.params, start)
-    from fastlm.exports import onnx_runtime
+    return exported_model.Timed(restored.model, restored.params, start)
 
-    return onnx_runtime.Timed(restored.model, start)
+
+def longest(runtime: str, restored: Restored) -> int:
+    """Returns how many tokens a row that is read may have."""
+    fixed = None if runtime == "jax" else restored.model.programs.length_of("forward")
+    return restored.model.cfg.max_length if fixed is None else fixed
 
 
 def sizes(runtime: str, folder: str, restored: Restored, average: bool, flops: float, length: int) -> ruler.Sizes:
@@ -67,15 +85,12 @@ def sizes(runtime: str, folder: str, restored: Restored, average: bool, flops: f
         step = Checkpoints(folder, read_only=True).folder / str(restored.step)
         files = ruler.folder_bytes(step / ("average" if average else "model"))
         return dataclasses.replace(ruler.sizes(restored.params, flops, length, files), parameters=parameters)
-    from fastlm.exports import onnx_session
-
-    programs = onnx_session.Programs(folder)
-    weights = programs.weights()
+    weights = restored.model.programs.weights()
     return ruler.Sizes(
         parameters=parameters,
         stored=weights.nbytes,
         gzipped=ruler.gzipped_bytes([weights]),
-        files=programs.bytes(),
+        files=restored.model.programs.bytes(),
         flops=flops,
         length=length,
     )

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import export
 
+from fastlm.exports.exported_programs import SIGNATURE
 from fastlm.exports.programs import Program, flat, programs, told_of
 from fastlm.models import Model
 from fastlm.models.weight_files.writing import write_safetensors
@@ -38,10 +39,12 @@ print(forward.call(weights, given))
 ```
 
 A decoder writes with `prefill` and then `decode`: a cache begins as zeros in the shapes of `signature` (b rows, c
-slots: prompt and continuation together), each call takes the one that the last returned.
+slots: prompt and continuation together), each call takes the one that the last returned. With fastlm at hand:
+`python -m fastlm.generate --workdir FOLDER --runtime stablehlo`.
 """
 PLATFORMS = ("cpu", "cuda", "tpu")
 SUFFIX = ".stablehlo"
+WEIGHTS = "weights.safetensors"
 
 
 def write(folder: Path, model: Model, params: Any, length: int | None = None) -> list[str]:
@@ -54,21 +57,24 @@ def write(folder: Path, model: Model, params: Any, length: int | None = None) ->
       UserError: the model needs `length`, or keeps a cache that has no such form.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    found = programs(model, shapes, length)
-    signature: dict[str, Any] = {"weights": "weights.safetensors", "platforms": PLATFORMS, "programs": {}}
+    found = programs(model, shapes, length, documents=True)
+    signature: dict[str, Any] = {"weights": WEIGHTS, "platforms": PLATFORMS, "programs": {}}
     for name, program in found.items():
         exported = lowered(name, program, flat(shapes))
         (folder / f"{name}{SUFFIX}").write_bytes(exported.serialize())
+        outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
         signature["programs"][name] = {
             "file": f"{name}{SUFFIX}",
             "inputs": {key: _described(value) for key, value in program.inputs.items()},
-            "outputs": list(program.outputs),
+            "outputs": {key: _described(value) for key, value in outputs.items()},
             "calling_convention_version": exported.calling_convention_version,
         }
-    (folder / "signature.json").write_text(json.dumps(signature, indent=1) + "\n")
     tensors = [(name, np.asarray(leaf), leaf.shape, leaf.dtype) for name, leaf in flat(params).items()]
-    write_safetensors(folder / "weights.safetensors", tensors, {"format": "jax"})
-    return [*(f"{name}{SUFFIX}" for name in found), "signature.json", "weights.safetensors"]
+    write_safetensors(folder / WEIGHTS, tensors, {"format": "jax"})
+    files = [*(f"{name}{SUFFIX}" for name in found), WEIGHTS]
+    signature["sizes"] = {name: (folder / name).stat().st_size for name in files}
+    (folder / SIGNATURE).write_text(json.dumps(signature, indent=1) + "\n")
+    return [*files, SIGNATURE]
 
 
 def lowered(name: str, program: Program, weights: dict[str, jax.ShapeDtypeStruct]) -> export.Exported:
@@ -81,5 +87,5 @@ def lowered(name: str, program: Program, weights: dict[str, jax.ShapeDtypeStruct
         return export.export(jax.jit(program.call), platforms=PLATFORMS)(weights, program.inputs)
 
 
-def _described(shape: jax.ShapeDtypeStruct) -> dict[str, Any]:
+def _described(shape: jax.ShapeDtypeStruct | jax.core.ShapedArray) -> dict[str, Any]:
     return {"shape": [size if isinstance(size, int) else str(size) for size in shape.shape], "dtype": str(shape.dtype)}

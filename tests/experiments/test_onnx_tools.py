@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import onnx_tools
+from fastlm.exports import exported_model
 from fastlm.exports import onnx as onnx_format
-from fastlm.exports import onnx_runtime
 from fastlm.exports.onnx_session import Programs
 from fastlm.models import Compute, Model, ModelConfig
 
@@ -19,7 +19,7 @@ def test_it_computes_nearly_the_same_in_fewer_bytes(tool, tmp_path):
     for folder in (export, made):
         folder.mkdir()
     onnx_format.write(export, model, model.init(jax.random.key(0)))
-    for name in (onnx_runtime.ABOUT, onnx_runtime.TOKENIZER):
+    for name in (exported_model.ABOUT, exported_model.TOKENIZER):
         (export / name).write_text("{}")
     onnx_tools.make(export, tool, made)
     given = {"tokens": np.array([[3, 5, 7, 11]], np.int32)}

@@ -12,7 +12,7 @@ from fastlm.decoding import beam, sample
 from fastlm.errors import UserError
 from fastlm.exports import onnx as onnx_format
 from fastlm.exports import onnx_products
-from fastlm.exports.onnx_runtime import OnnxModel
+from fastlm.exports.exported_model import ExportedModel
 from fastlm.exports.onnx_session import Programs
 from fastlm.models import Compute, Model, ModelConfig
 
@@ -109,7 +109,7 @@ def test_the_runtime_writes_what_the_model_writes(name, exported):
     model, params, programs = exported(name)
     start = {"start": 1} if model.cfg.encoder_layers else {}
     rows = [[5, 6, 7], [3, 9, 4, 8, 2]]
-    runtime = OnnxModel(model.cfg, model.compute, programs)
+    runtime = ExportedModel(model.cfg, model.compute, programs)
     for how in (GREEDY, sample.Sampling(temperature=0.7, top_p=0.9)):
         options = {"max_tokens": 5, "how": how, "seed": 3, **start, "forbidden": (7,)}
         wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
@@ -125,14 +125,14 @@ def test_a_decoder_of_fixed_length_writes_with_a_graph_of_its_own(tmp_path):
     assert programs.has("decode") and programs.signature["decode"]["in_place"]
     rows, options = [[5, 6, 7], [3, 9, 4, 8, 2]], {"max_tokens": 6, "how": GREEDY}
     wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
-    runtime = OnnxModel(model.cfg, model.compute, programs)
+    runtime = ExportedModel(model.cfg, model.compute, programs)
     np.testing.assert_array_equal(np.concatenate(list(sample.generate(runtime, {}, rows, **options)), axis=1), wanted)
 
 
 @pytest.mark.parametrize("name", ["llama", "alibi", "translator"])
 def test_a_search_in_the_runtime_finds_what_the_model_s_own_finds(name, exported):
     model, params, programs = exported(name)
-    runtime = OnnxModel(model.cfg, model.compute, programs)
+    runtime = ExportedModel(model.cfg, model.compute, programs)
     start = {"start": 1} if model.cfg.encoder_layers else {}
     options = {"max_tokens": 5, "beams": 3, "n_best": 2, "end": 4, "length_penalty": 0.6, "forbidden": (7,), **start}
     rows = [[5, 6, 7], [3, 9, 4, 8, 2]]
@@ -146,7 +146,7 @@ def test_a_search_in_the_runtime_finds_what_the_model_s_own_finds(name, exported
 def test_a_search_in_the_runtime_takes_kinds_that_our_own_refuses(name, exported):
     """With as many beams as there are continuations nothing is lost: the best of all pairs of tokens is found."""
     model, params, programs = exported(name)
-    runtime, row = OnnxModel(model.cfg, model.compute, programs), [5, 6, 7]
+    runtime, row = ExportedModel(model.cfg, model.compute, programs), [5, 6, 7]
     ((best,),) = beam.search(runtime, {}, [row], max_tokens=2, beams=24)
     both = np.array([[*row, token] for token in range(24)])
     hidden, _ = model.features(params, both)
@@ -159,7 +159,7 @@ def test_a_search_in_the_runtime_takes_kinds_that_our_own_refuses(name, exported
 @pytest.mark.parametrize("rules", [{"end": 5, "min_tokens": 4}, {"forced_first": 7, "forbidden": (7, 9, 3)}], ids=str)
 def test_the_likeliest_token_obeys_the_rules(rules, exported):
     model, params, programs = exported("llama")
-    runtime, options = OnnxModel(model.cfg, model.compute, programs), {"max_tokens": 6, "how": GREEDY, **rules}
+    runtime, options = ExportedModel(model.cfg, model.compute, programs), {"max_tokens": 6, "how": GREEDY, **rules}
     for rows in ([[5, 6, 7]], [[3], [8, 8]], [[11], [2], [14]]):
         wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
         np.testing.assert_array_equal(
@@ -248,7 +248,7 @@ def test_what_is_cut_short_is_refused(exported, tmp_path):
     with pytest.raises(UserError, match=r"weights\.data.*cut short"):
         Programs(tmp_path)
     (tmp_path / "signature.json").write_text(json.dumps({})[:-1])
-    with pytest.raises(UserError, match="no ONNX export"):
+    with pytest.raises(UserError, match="no onnx export"):
         Programs(tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_what_has_no_form_in_onnx_is_one_line_even_of_an_error_without_words(mon
 
 def test_prompts_that_do_not_fit_are_refused(exported):
     model, _, programs = exported("states")
-    runtime = OnnxModel(model.cfg, model.compute, programs)
+    runtime = ExportedModel(model.cfg, model.compute, programs)
     with pytest.raises(UserError, match="exported for 8"):
         next(sample.generate(runtime, {}, [[1] * 9], max_tokens=2))
     with pytest.raises(UserError, match="context"):

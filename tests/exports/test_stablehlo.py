@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from fastlm.decoding import sample
+from fastlm.decoding import beam, sample
 from fastlm.errors import UserError
-from fastlm.exports import stablehlo
+from fastlm.exports import onnx_session, stablehlo
+from fastlm.exports.exported_model import ExportedModel
 from fastlm.exports.programs import flat
+from fastlm.exports.stablehlo_session import Programs
 from fastlm.models import Compute, Model, ModelConfig
 
 MODELS = {
@@ -71,7 +73,8 @@ def test_forward_gives_the_model_s_logits(name, exported):
     model, params, programs, _, _ = exported(name)
     for rows, length in ((1, 8), (3, FIXED.get(name, 11))):
         given = source_of(model, rows)
-        found = programs["forward"].call(flat(params), {"tokens": tokens(rows, length), **given})
+        whole = {} if given else {"segments": np.ones((rows, length), np.int32)}
+        found = programs["forward"].call(flat(params), {"tokens": tokens(rows, length), **whole, **given})
         wanted, _ = model.apply(params, tokens(rows, length), given.get("source"))
         np.testing.assert_allclose(found["logits"], wanted, atol=2e-5)
 
@@ -133,7 +136,8 @@ def load(path):
     read = lambda told: np.frombuffer(data[8 + size :][slice(*told["data_offsets"])], np.float32).reshape(told["shape"])
     return {name: read(told) for name, told in header.items() if name != "__metadata__"}
 forward = export.deserialize(bytearray(open("forward.stablehlo", "rb").read()))
-found = forward.call(load("weights.safetensors"), {"tokens": np.array([[1, 2, 3]], np.int32)})
+given = {"tokens": np.array([[1, 2, 3]], np.int32), "segments": np.ones((1, 3), np.int32)}
+found = forward.call(load("weights.safetensors"), given)
 print(json.dumps(np.asarray(found["logits"]).tolist()))
 assert not [name for name in sys.modules if name.startswith("fastlm")]
 """
@@ -158,3 +162,61 @@ def test_models_that_have_no_such_form(attention, length, message, tmp_path):
     model = Model(ModelConfig(vocab_size=24, layers=1, width=16, heads=2, max_length=64, attention=attention))
     with pytest.raises(UserError, match=message):
         stablehlo.write(tmp_path, model, model.init(jax.random.key(0)), length)
+
+
+@pytest.mark.parametrize("name", ["decoder", "states", "translator"])
+def test_the_runtime_writes_what_the_model_writes(name, exported):
+    model, params, _, _, folder = exported(name)
+    programs = Programs(folder)
+    runtime, weights = ExportedModel(model.cfg, model.compute, programs), programs.params()
+    start = {"start": 1} if model.cfg.encoder_layers else {}
+    rows = [[5, 6, 7], [3, 9, 4, 8, 2]]
+    for how in (sample.Sampling(temperature=0.0), sample.Sampling(temperature=0.7, top_p=0.9)):
+        options = {"max_tokens": 5, "how": how, "seed": 3, **start, "forbidden": (7,)}
+        wanted = np.concatenate(list(sample.generate(model, params, rows, **options)), axis=1)
+        found = np.concatenate(list(sample.generate(runtime, weights, rows, **options)), axis=1)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_search_in_the_runtime_finds_what_the_model_s_own_finds(exported):
+    model, params, _, _, folder = exported("decoder")
+    programs = Programs(folder)
+    runtime, weights = ExportedModel(model.cfg, model.compute, programs), programs.params()
+    options = {"max_tokens": 5, "beams": 3, "n_best": 2, "end": 4, "length_penalty": 0.6}
+    rows = [[5, 6, 7], [3, 9, 4, 8, 2]]
+    wanted, found = beam.search(model, params, rows, **options), beam.search(runtime, weights, rows, **options)
+    for ours, theirs in zip(wanted, found, strict=True):
+        assert [one.tokens for one in theirs] == [one.tokens for one in ours]
+        assert [one.score for one in theirs] == pytest.approx([one.score for one in ours], rel=1e-4)
+
+
+def test_documents_of_a_row_are_told_apart(tmp_path):
+    """Also by learned positions, which begin anew in each."""
+    cfg = ModelConfig(vocab_size=24, layers=1, width=16, heads=2, max_length=64, positions="learned", init_scale=0.3)
+    model = Model(cfg, Compute(dtype="float32", attention_form="plain"))
+    params = model.init(jax.random.key(0))
+    stablehlo.write(tmp_path, model, params, 12)
+    programs = Programs(tmp_path)
+    runtime, row = ExportedModel(cfg, model.compute, programs), tokens(1, 11)
+    segments = np.array([[1] * 4 + [2] * 5 + [0] * 2], np.int32)
+    read = jax.jit(lambda params: runtime.features(params, jnp.asarray(row), segment_ids=jnp.asarray(segments))[0])
+    found = read(programs.params())
+    assert found.shape == (1, 11, 24)  # and filled up to 12 inside
+    for piece in (slice(0, 4), slice(4, 9)):
+        np.testing.assert_allclose(found[:, piece], model.apply(params, row[:, piece])[0], atol=2e-5)
+    with pytest.raises(UserError, match="rows of 13 tokens; the model was exported for 12"):
+        runtime.features({}, tokens(1, 13))
+
+
+def test_what_is_cut_short_or_of_another_format_is_refused(exported, tmp_path):
+    _, _, _, _, folder = exported("decoder")
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "decode.stablehlo").write_bytes(b"\0" * (folder / "decode.stablehlo").stat().st_size)
+    with pytest.raises(UserError, match=r"cannot read 'decode' of .*; upgrade jax if it is older"):
+        Programs(tmp_path).open("decode")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"weights\.safetensors: missing or cut short"):
+        Programs(tmp_path)
+    with pytest.raises(UserError, match="no onnx export; make one"):
+        onnx_session.Programs(folder)

@@ -1,7 +1,6 @@
-"""A model in ONNX Runtime that looks like one of ours: the same tasks score it, and it writes the same texts.
+"""An exported model, in whatever runs it, that looks like one of ours: the same tasks score it, and it writes texts.
 
-Notable: `features` calls the runtime from inside jit, and gives what the graph gave: `head` and `pool` have nothing
-left to do. Rows of several documents, which the graph of a decoder does not tell apart, are cut into these. Drawing is
+Notable: `features` gives what the program gave: `head` and `pool` have nothing left to do. Drawing is
 `decoding.sample`'s, with its keys and rules, so that the same logits make the same text. Writing is a loop on the host
 around the runtime's own cache; a search moves rows of it between steps.
 Left out: drafts and captures, which need the inside of a model.
@@ -11,11 +10,9 @@ Dims: B batch, T time, S source time, V vocab.
 
 import dataclasses
 import functools
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,7 +26,7 @@ from fastlm.decoding import beam, hypotheses, inputs, sample
 from fastlm.decoding.hypotheses import Hypotheses, Settings
 from fastlm.decoding.rules import Rules
 from fastlm.errors import UserError
-from fastlm.exports.onnx_session import Decoding, Programs
+from fastlm.exports.exported_programs import Decoding, ExportedPrograms
 from fastlm.measurement import runtimes
 from fastlm.models import Compute, Model, ModelConfig
 from fastlm.ops.caches import Memory
@@ -38,14 +35,13 @@ from fastlm.training.restore import Restored
 ABOUT = "about.json"  # of the checkpoint that was exported
 TOKENIZER = "tokenizer.fastlm.json"
 GREEDY = sample.Sampling(temperature=0.0)
-AT_ONCE = 1 << 26  # logits that a call gives
 
 
 @dataclasses.dataclass(frozen=True)
-class OnnxModel(Model):
-    """See the header; parameters are in the graphs, whatever is passed as such."""
+class ExportedModel(Model):
+    """See the header; its parameters are `programs.params()`."""
 
-    programs: Programs | None = None
+    programs: ExportedPrograms | None = None
 
     def features(
         self,
@@ -58,56 +54,25 @@ class OnnxModel(Model):
         packed: bool = True,
         **options: Any,
     ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-        """Returns what the graph `forward` gives; see `Model.features`.
+        """Returns what the program "forward" gives; see `Model.features`.
 
         Raises:
-          UserError: what the graph does not have.
+          UserError: what the program does not have.
         """
-        del params
         if any(options.get(name) is not None for name in ("cache", "rng")) or options.get("capture"):
-            raise UserError("a model in ONNX Runtime has no caches, dropout or captures; use --runtime jax")
+            raise UserError("an exported model has no caches, dropout or captures; use --runtime jax")
         given = {"tokens": tokens}
-        if self.cfg.family == "decoder" and segment_ids is not None:
-            given["segments"] = segment_ids
-        if self.cfg.family == "encoder":
+        if memory is None:
             given["segments"] = jnp.ones_like(tokens) if segment_ids is None else segment_ids
-            if self.cfg.token_types:
-                given["token_types"] = jnp.zeros_like(tokens) if token_types is None else token_types
-        if memory is not None:
+        else:
             given |= {"source": memory.hidden, "source_segments": memory.segments}
-        self._check_length(tokens.shape[1])
-        self.programs.session("forward")  # what is wrong with it is said here: a callback's errors come as stack traces
-        (name,) = self.programs.signature["forward"]["outputs"]
-        width = self.programs.signature["forward"]["outputs"][name]["shape"][-1]
-        rows = tokens.shape[:1] if self.cfg.head == "sequence" else tokens.shape
-        shape = jax.ShapeDtypeStruct((*rows, width), jnp.float32)
-
-        def call(values: dict[str, Array]) -> np.ndarray:
-            arrays = {key: np.asarray(value) for key, value in values.items()}
-            if self.cfg.family != "decoder":
-                return self._forward(arrays)[name]
-            return by_document(lambda rows: self._forward({"tokens": rows})[name], arrays, width)
-
-        return jax.pure_callback(call, shape, given), {}
-
-    @property
-    def _fixed(self) -> int | None:
-        """Tokens of a row of the graph `forward`; None where these are open."""
-        tokens = self.programs.signature["forward"]["inputs"]["tokens"]["shape"][1]
-        return None if isinstance(tokens, str) else tokens
-
-    def _check_length(self, length: int) -> None:
-        if self._fixed is not None and length > self._fixed:
-            raise UserError(f"rows of {length} tokens; the model was exported for {self._fixed} (--length)")
-
-    def _forward(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Calls the graph; rows are filled up where it has a fixed length."""
-        fixed, length = self._fixed, given["tokens"].shape[1]
-        if fixed is None or fixed == length:
-            return self.programs.call("forward", given)
-        wider = lambda key, x: x if key.startswith("source") else np.pad(x, ((0, 0), (0, fixed - length)))
-        found = self.programs.call("forward", {key: wider(key, value) for key, value in given.items()})
-        return {key: value[:, :length] if value.ndim == 3 else value for key, value in found.items()}
+        if self.cfg.family == "encoder" and self.cfg.token_types:
+            given["token_types"] = jnp.zeros_like(tokens) if token_types is None else token_types
+        fixed = self.programs.length_of("forward")
+        if fixed is not None and tokens.shape[1] > fixed:
+            raise UserError(f"rows of {tokens.shape[1]} tokens; the model was exported for {fixed} (--length)")
+        self.programs.open("forward")  # what is wrong with it is said here: a callback's errors come as stack traces
+        return self.programs.forward(params, given), {}
 
     def encode(
         self, params: Any, source: Int[Array, "B S"], *, segment_ids: Int[Array, "B S"] | None = None, **options: Any
@@ -139,26 +104,27 @@ class OnnxModel(Model):
         """
         if not self.programs.has("prefill"):
             raise UserError(f"{self.programs.folder}: exported without the programs that write; this kind has none")
-        fixed, longest = self.programs.signature["prefill"]["inputs"]["tokens"]["shape"][1], batch.lengths.max()
-        if isinstance(fixed, int) and longest > fixed:
+        fixed, longest = self.programs.length_of("prefill"), batch.lengths.max()
+        if fixed is not None and longest > fixed:
             raise UserError(f"a prompt has {longest} tokens, but the model was exported for {fixed}")
-        self.programs.session("prefill")
+        self.programs.open("prefill")
 
-    def begin(self, batch: inputs.Inputs, max_tokens: int) -> tuple[Decoding, Float[np.ndarray, "B V"]]:
+    def begin(self, params: Any, batch: inputs.Inputs, max_tokens: int) -> tuple[Decoding, Float[np.ndarray, "B V"]]:
         """Reads prompts; returns what goes on from them, with room for so many tokens more, and logits behind each."""
         self.check_prompts(batch)
         prompts, lengths = np.asarray(batch.prompts), np.asarray(batch.lengths)
-        fixed = self.programs.signature["prefill"]["inputs"]["tokens"]["shape"][1]
-        if isinstance(fixed, int):
+        fixed = self.programs.length_of("prefill")
+        if fixed is not None:
             prompts = np.pad(prompts, ((0, 0), (0, max(fixed - prompts.shape[1], 0))))[:, :fixed]
         source = {} if batch.sources is None else {"source": batch.sources, "source_segments": batch.segments}
-        rows = Decoding(self.programs, inputs.bucket(max(prompts.shape[1], int(lengths.max()) + max_tokens)))
+        slots = inputs.bucket(max(prompts.shape[1], int(lengths.max()) + max_tokens))
+        rows = self.programs.decoding(params, slots)
         return rows, rows.begin(prompts, lengths, source)
 
 
 @sample.run.register
 def _write(
-    model: OnnxModel,
+    model: ExportedModel,
     params: Any,
     batch: inputs.Inputs,
     keys: Array,
@@ -168,15 +134,21 @@ def _write(
     chunk: int,
 ) -> Iterator[np.ndarray]:
     """Returns what yields new tokens [B, 1]; refuses what cannot be read at the call, before anything is shown."""
-    del params, chunk
+    del chunk
     model.check_prompts(batch)
-    return _written(model, batch, keys, max_tokens, how, rules)
+    return _written(model, params, batch, keys, max_tokens, how, rules)
 
 
 def _written(
-    model: OnnxModel, batch: inputs.Inputs, keys: Array, max_tokens: int, how: sample.Sampling, rules: Rules
+    model: ExportedModel,
+    params: Any,
+    batch: inputs.Inputs,
+    keys: Array,
+    max_tokens: int,
+    how: sample.Sampling,
+    rules: Rules,
 ) -> Iterator[np.ndarray]:
-    rows, logits = model.begin(batch, max_tokens)
+    rows, logits = model.begin(params, batch, max_tokens)
     lengths, likeliest = np.asarray(batch.lengths), _Likeliest(rules)
     for count in range(max_tokens):
         if how.temperature == 0:
@@ -189,11 +161,10 @@ def _written(
 
 
 @beam.run.register
-def _search(model: OnnxModel, params: Any, batch: inputs.Inputs, beams: int, settings: Settings) -> Hypotheses:
+def _search(model: ExportedModel, params: Any, batch: inputs.Inputs, beams: int, settings: Settings) -> Hypotheses:
     """Searches with each beam as a row; rows whose beam goes on as another's take its cache."""
-    del params
     limit, count = int(settings.limit), len(batch.lengths)
-    rows, logits = model.begin(batch, limit)
+    rows, logits = model.begin(params, batch, limit)
     found, _ = _advanced(hypotheses.empty(count, beams, inputs.bucket(limit)), logits[:, None], settings)
     rows.follow(np.repeat(np.arange(count), beams))
     each = np.arange(count * beams).reshape(count, beams)
@@ -208,34 +179,6 @@ def _search(model: OnnxModel, params: Any, batch: inputs.Inputs, beams: int, set
 
 
 _advanced = jax.jit(hypotheses.advance)
-
-
-def by_document(
-    call: Callable[[np.ndarray], np.ndarray], given: dict[str, np.ndarray], width: int
-) -> Float[np.ndarray, "B T V"]:
-    """Returns logits of every document of packed rows read alone; zeros where a row is padding.
-
-    Args:
-      call: from rows [b, T'] to logits.
-      given: tokens [B, T], and segments [B, T] unless each row is one document.
-    """
-    tokens = given["tokens"]
-    segments = given.get("segments", np.ones_like(tokens))
-    result = np.zeros((*tokens.shape, width), np.float32)
-    pieces = []
-    for row, numbers in enumerate(segments):
-        borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
-        pieces += [(row, start, stop) for start, stop in itertools.pairwise(borders) if numbers[start]]
-    longest = max((stop - start for _, start, stop in pieces), default=1)
-    several = max(1, AT_ONCE // (longest * width))
-    for begin in range(0, len(pieces), several):
-        group = pieces[begin : begin + several]
-        rows = np.zeros((len(group), longest), np.int32)
-        for target, (row, start, stop) in zip(rows, group):
-            target[: stop - start] = tokens[row, start:stop]
-        for (row, start, stop), found in zip(group, call(rows), strict=True):
-            result[row, start:stop] = found[: stop - start]
-    return result
 
 
 class _Likeliest:
@@ -265,11 +208,12 @@ def _drawn(how: sample.Sampling, rules: Rules, logits: Array, keys: Array, place
 
 
 class Timed:
-    """A model in ONNX Runtime on the ruler; see `measurement.runtimes.Runtime`."""
+    """An exported model on the ruler; see `measurement.runtimes.Runtime`."""
 
-    def __init__(self, model: OnnxModel, start: int | None = None) -> None:
-        """Takes a model, and the token that an encoder-decoder's decoder begins with."""
-        self._model, self._start = model, start
+    def __init__(self, model: ExportedModel, params: Any, start: int | None = None) -> None:
+        """Takes a model with its weights, and the token that an encoder-decoder's decoder begins with."""
+        self._model, self._params, self._start = model, params, start
+        self._features = jax.jit(lambda params, tokens: model.features(params, tokens)[0])
 
     def writes(self) -> bool:
         """See `Runtime`."""
@@ -279,42 +223,43 @@ class Timed:
         """See `Runtime`."""
         tokens = runtimes.draw_rows(self._model.cfg, rows, length)
         if self.writes():
-            written = sample.generate(self._model, {}, list(tokens), max_tokens=1, how=GREEDY, start=self._start)
+            written = self._write(list(tokens), 1)
             begun = time.perf_counter()
             next(written)
         else:
             begun = time.perf_counter()
-            self._model.features({}, tokens)[0].block_until_ready()
+            self._features(self._params, tokens).block_until_ready()
         return time.perf_counter() - begun
 
     def write(self, rows: int, length: int, count: int) -> list[float]:
         """See `Runtime`; the prompts and the first piece are not counted."""
         tokens = list(runtimes.draw_rows(self._model.cfg, rows, length))
-        longest = count + runtimes.PIECE
-        written = sample.generate(self._model, {}, tokens, max_tokens=longest, how=GREEDY, start=self._start)
         seconds, last = [], None
-        for number, _ in enumerate(written, 1):
+        for number, _ in enumerate(self._write(tokens, count + runtimes.PIECE), 1):
             if number % runtimes.PIECE == 0:
                 now = time.perf_counter()
                 seconds += [] if last is None else [now - last]
                 last = now
         return seconds
 
+    def _write(self, rows: list[np.ndarray], count: int) -> Iterator[np.ndarray]:
+        return sample.generate(self._model, self._params, rows, max_tokens=count, how=GREEDY, start=self._start)
 
-def restore(folder: str | Path) -> Restored:
+
+def restore(programs: ExportedPrograms) -> Restored:
     """Returns an exported model as what a checkpoint gives.
 
     Raises:
-      UserError: no export, or one that is cut short.
+      UserError: what lies beside the programs cannot be read.
     """
-    programs = Programs(folder)
+    folder = programs.folder
     try:
-        about = json.loads((Path(folder) / ABOUT).read_text())
+        about = json.loads((folder / ABOUT).read_text())
         cfg = ModelConfig.from_json(json.dumps(about["model"]))
-        tokenizer = tokenizers.from_json((Path(folder) / TOKENIZER).read_text())
+        tokenizer = tokenizers.from_json((folder / TOKENIZER).read_text())
         compute = configuration.make(Compute, "compute", about["config"].get("compute", {}))
         step = about["step"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: {ABOUT} or {TOKENIZER} cannot be read ({error}); export again") from None
-    model = OnnxModel(cfg, dataclasses.replace(compute, dtype="float32"), programs)
-    return Restored(model, {}, tokenizer, about, step)
+    model = ExportedModel(cfg, dataclasses.replace(compute, dtype="float32"), programs)
+    return Restored(model, programs.params(), tokenizer, about, step)
