@@ -43,14 +43,14 @@ class TrainingStep:
         """
         experiment = build.build(config, unused)
         step = make_train_step(experiment.task, experiment.optimizer, accumulation=experiment.training.accumulation)
-        self._rest = experiment.task.constants, batch or longest_batch(experiment)
+        self._constants, self._batch = experiment.task.constants, batch or longest_batch(experiment)
         self._state = jax.jit(experiment.create_state)()
-        self._step = jax.jit(step, donate_argnums=0).lower(self._state, *self._rest).compile()
+        self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._constants, self._batch).compile()
         self.mebibytes = self._step.memory_analysis().temp_size_in_bytes / 2**20
 
-    def __call__(self) -> dict[str, jax.Array]:
-        """Runs it."""
-        self._state, metrics = self._step(self._state, *self._rest)
+    def __call__(self, batch: Mapping[str, jax.Array] | None = None) -> dict[str, jax.Array]:
+        """Runs it, on another batch of the same shapes if one is given."""
+        self._state, metrics = self._step(self._state, self._constants, self._batch if batch is None else batch)
         return jax.block_until_ready(metrics)
 
 
