@@ -77,6 +77,7 @@ def test_how_a_model_from_elsewhere_begins_and_what_it_may_write(case, tmp_path)
     assert task["forbidden"] == [came["pad_token_id"]]
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_writes_what_it_is_asked_to(tmp_path):
     workdir = converted("bart", tmp_path, ROBERTA, pad_token="<unk>")
     restored = restore.restore(workdir, meshes.make())
@@ -153,6 +154,7 @@ def test_a_draft_changes_the_readings_and_not_the_text(tmp_path):
     refuses("no checkpoint", *ask, tmp_path)
 
 
+@pytest.mark.slow
 def test_more_prompts_than_rows_wait_and_get_the_same_texts(tmp_path, monkeypatch):
     workdir = converted("llama", tmp_path)
     asked = ["generate", "--workdir", workdir, "--max_tokens", "5", "--temperature", "1", "--seed", "3"]

@@ -49,6 +49,7 @@ def test_a_model_beside_its_baseline(workdirs):
         assert model["quality"]["bits_per_byte"] > 0 and model["memory"] > 50
 
 
+@pytest.mark.slow
 def test_an_export_beside_the_workdir_it_came_from(workdirs):
     target = workdirs / "exported"
     alone = ["measure", "--workdir", target, "--runtime", "onnx"]
@@ -74,6 +75,7 @@ def test_an_export_beside_the_workdir_it_came_from(workdirs):
     assert all(piece > 0 for turn in after["seconds"]["writing, 2 rows"] for piece in turn)
 
 
+@pytest.mark.slow
 def test_weights_in_eight_bits_beside_themselves(tiny_config, tmp_path):
     """And what is written with them is nearly the same text: the model has few ways to go on."""
     tiny_config["model"] |= {"width": 128, "heads": 2}  # matrices of a size that is rounded
@@ -104,6 +106,7 @@ def test_mistakes_are_one_line_before_anything_starts(workdirs, tmp_path):
     refuses("no checkpoint", *measure, "--baseline", tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_for_rows_of_one_length_is_measured_in_such_rows(workdirs):
     """Its baseline too, which could read longer ones."""
     target, small = workdirs / "fixed", ["--new", "8", "--turns", "2", "--batches", "1"]

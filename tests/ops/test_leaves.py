@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlm.models import Compute, Model, ModelConfig, rounding
@@ -17,6 +17,7 @@ def weight(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
+@settings(max_examples=30)  # each shape compiles
 @given(st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_any_shape_comes_back_within_half_a_level(inputs, outputs, table):
     w = weight(*((outputs, inputs) if table else (inputs, outputs)))
