@@ -1,11 +1,12 @@
 """What a wrapper may know of the run that it becomes part of."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
+from fastlm.data.documents import Documents
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.models import Model, ModelConfig
 from fastlm.tasks.kind import TaskKind
@@ -32,6 +33,7 @@ class Setting:
       length: tokens of a row.
       steps: of the whole run.
       checkpoint: `(workdir, step) -> Checkpoint`; raises a `UserError` that names what is missing.
+      documents: `() -> the training texts, by source`.
     """
 
     model: Model
@@ -41,3 +43,4 @@ class Setting:
     length: int
     steps: int
     checkpoint: Callable[[str, str], Checkpoint]
+    documents: Callable[[], Sequence[Documents]] = tuple

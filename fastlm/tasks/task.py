@@ -126,6 +126,7 @@ class Task:
       predictions: what `loss` is made of, where that is a distribution for each of several places; else None.
       origins: what constants were made of that lies elsewhere: its name, and a fingerprint; kept in checkpoints.
       join: `(iterator over training batches) -> the same with what a wrapper adds to each on the host`.
+      join_evaluation: the same for one pass of evaluation batches.
       remarks: `(metrics of an evaluation) -> lines` that a person should read.
       export: `(params, constants, compression state) -> parameters of the model alone`, plain and final; None
         for `params["model"]`.
@@ -145,6 +146,7 @@ class Task:
     predictions: Predictions | None = None
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     join: Callable[[Any], Any] = lambda batches: batches
+    join_evaluation: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches
     remarks: Callable[[dict[str, float]], tuple[str, ...]] = lambda metrics: ()
     constants: Tree = dataclasses.field(default_factory=dict)
     axes: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)

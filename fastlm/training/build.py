@@ -77,8 +77,7 @@ class Experiment:
 
     def setting(self) -> Setting:
         """Returns what wrappers may know of the run."""
-        length, steps = self.data.length, self.training.steps
-        return Setting(self.model, self.kind, self.tokenizer, self.mesh, length, steps, _checkpoint)
+        return _setting(self.model, self.kind, self.tokenizer, self.mesh, self.data, self.training)
 
     def create_state(self, model_params: Any = None) -> states.State:
         """Returns the state before the first step (run it under `jit`), from given weights if there are any."""
@@ -135,7 +134,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     model = Model(cfg, compute)
     kind.check_scoring(model)
     _check_prompts(sample.prompts, tokenizer, model)
-    setting = Setting(model, kind, tokenizer, mesh, data.length, training.steps, _checkpoint)
+    setting = _setting(model, kind, tokenizer, mesh, data, training)
     task = _wrapped(kind.make(model, tokenizer), setting, config)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
     optimizer = make_optimizer(section("optimizer"), schedule, task, shapes)
@@ -154,12 +153,19 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
         schedule=schedule,
         mesh=mesh,
         train_batches=lambda: task.join(_naming_data(kind.train_batches)(cfg, tokenizer, data, seed)),
-        eval_batches=eval_batches,
+        eval_batches=lambda split, limit: task.join_evaluation(eval_batches(split, limit)),
         origin=start.origin if start is not None and tokenizer is start.tokenizer else {},
         notes=() if start is None else initial.notes(start, cfg),
         initial_params=None if start is None else functools.partial(start.params, cfg, mesh, seed),
         **chosen,
     )
+
+
+def _setting(
+    model: Model, kind: TaskKind, tokenizer: tokenizers.Tokenizer, mesh: Mesh, data: Data, training: Training
+) -> Setting:
+    documents = functools.partial(kind.documents, data)
+    return Setting(model, kind, tokenizer, mesh, data.length, training.steps, _checkpoint, documents)
 
 
 def _checkpoint(workdir: str, step: str) -> initial.Start:

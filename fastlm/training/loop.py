@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fastlm.compress import WRAPPERS
 from fastlm.data.settings import Data
 from fastlm.errors import UserError
 from fastlm.measurement import flops, peak
@@ -404,7 +405,9 @@ def check_same_run(experiment: Experiment, about: dict[str, Any]) -> None:
         "data": tuple(_with_defaults(Data, values) for values in both("data")),
     } | {name: both(name) for name in ("optimizer", "training", "compute")}
     wrappers = tuple({"wrappers": list(config.get("wrappers", ()))} for config in (about["config"], now["config"]))
-    sections |= {"config": wrappers} | {name: both(name) for name in wrappers[1]["wrappers"]}
+    sections |= {"config": wrappers} | {
+        name: tuple(_with_defaults(WRAPPERS[name], values) for values in both(name)) for name in wrappers[1]["wrappers"]
+    }
     keys = {name: sorted(set().union(*sections[name])) for name in sections if name not in STATEFUL}
     whole = [(name, key, lambda value: value) for name in keys for key in keys[name]]
     for name, key, structure in (*whole, *STRUCTURE):
