@@ -268,7 +268,8 @@ def check_builds(path, tmp_path, monkeypatch):
     if "distilled" in config["wrappers"]:
         teacher = start_of(config["distilled"]["teachers"][0], tmp_path)
         config["distilled"]["teachers"] = (teacher,)
-        config["tokenizer"]["path"] = teacher
+        if config["tokenizer"]["kind"] == build.OF_CHECKPOINT:
+            config["tokenizer"]["path"] = teacher
     experiment = build.build(config, tmp_path / "run")
     assert experiment.model.cfg.vocab_size >= experiment.tokenizer.vocab_size
     batches = experiment.train_batches()

@@ -7,7 +7,8 @@
 Notable: a function `Task -> Task` for every task whose loss is made of `Predictions`. The loss is a sum of
 named terms, each with a weight that may change while the run goes on: the task's own loss, distances from the
 teacher's distribution (`mixture`), and what is inside (`features`). The teacher reads the very batch that the
-student reads, behind masking and augmentation, so both say something about the same places.
+student reads, behind masking and augmentation, so both say something about the same places. A teacher with another
+tokenizer reads the same text, and is compared on spans of it (`spans`, `across_tokenizers`).
 """
 
 import dataclasses
@@ -19,19 +20,27 @@ import jax
 import jax.numpy as jnp
 
 from fastlm import configuration
-from fastlm.compress import cached, mixture, on_policy, schedules, teachers
+from fastlm.compress import across_tokenizers, cached, mixture, on_policy, schedules, teachers
+from fastlm.compress.across_tokenizers import AcrossTokenizers
 from fastlm.compress.features import FEATURES, Feature, Pairs
-from fastlm.compress.mixture import CACHED, DIVERGENCES, OWN, SPARSE, Mixture, calibration_error
+from fastlm.compress.mixture import (
+    CACHED,
+    DIVERGENCES,
+    NAME,
+    OWN,
+    PREFIX,
+    SPARSE,
+    WHERE,
+    Mixture,
+    calibration_error,
+)
 from fastlm.compress.on_policy import WRITTEN, OnPolicy
 from fastlm.compress.setting import Setting
+from fastlm.compress.spans import SPANS, SpanTerm
 from fastlm.compress.teachers import Teacher
 from fastlm.errors import UserError, nearest
 from fastlm.ops.chunked_loss import MASK, chunked_loss
 from fastlm.tasks.task import Read, Task
-
-NAME = "distilled"
-WHERE = f"config.{NAME}"
-PREFIX = f"{NAME}/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +54,12 @@ class Distilled:
       dtype: their compute type; "" for the student's.
       weights: "int8" keeps their matrices in eight bits; "" as they are.
       terms: pairs (term, weight). A term is a name with options: "cross_entropy" is the task's own loss, the others
-        are in `mixture.DIVERGENCES` and `features.FEATURES`, or "cached_kl". Weights and temperatures are numbers
-        or schedules, "cosine(start=0.9, end=0.5)".
+        are in `mixture.DIVERGENCES` and `features.FEATURES`, or "cached_kl"; those in `spans.SPANS` are for a teacher
+        with another tokenizer. Weights and temperatures are numbers or schedules, "cosine(start=0.9, end=0.5)".
       cache: folder of a teacher's targets for the term "cached_kl"; with no other term of a teacher it need not be
         loaded, and may be left out of `teachers`.
       on_policy: keys of `on_policy.OnPolicy`: how often the student writes what it learns from.
+      teacher_length: tokens of the rows of a teacher with another tokenizer; 0 for what the texts need.
     """
 
     teachers: tuple[str, ...] = ()
@@ -59,12 +69,14 @@ class Distilled:
     terms: tuple[tuple[str, float | str], ...] = ((OWN, 0.5), ("forward_kl(temperature=2.0)", 0.5))
     cache: str = ""
     on_policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    teacher_length: int = 0
 
     def __post_init__(self) -> None:
         if not self.teachers and not self.cache:
             raise UserError(f"{WHERE}.teachers: nobody to learn from; give workdirs of trained models")
         if self.weights not in teachers.WEIGHTS:
             raise UserError(f"{WHERE}.weights: '{self.weights}' is neither 'int8' nor '' (as they are)")
+        configuration.at_least(NAME, self, teacher_length=0)
 
     def __call__(self, task: Task, setting: Setting) -> Task:
         """Returns the task with the teachers' terms.
@@ -75,13 +87,15 @@ class Distilled:
         if task.predictions is None:
             raise UserError(f"config.wrappers: '{NAME}' needs a task that chooses between answers; this one does not")
         terms = _named([parsed(spec, weight, setting.steps) for spec, weight in self.terms])
+        how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
+        if any(term.spans is not None for term in terms):
+            return self._across_tokenizers(task, setting, terms, how)
         loaded = [teachers.load(setting, w, self.step, self.dtype, self.weights) for w in self.teachers]
         origins = {teacher.name: teacher.fingerprint for teacher in loaded}
         if self.cache:
             task = dataclasses.replace(task, join=cached.joining(setting, self.cache, origins, f"{WHERE}.cache"))
         loaded = self._needed(terms, loaded)
         task = dataclasses.replace(task, origins=task.origins | origins)
-        how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
         writer = on_policy.make(how, setting, f"{WHERE}.on_policy")
         if writer and self.cache:
             raise UserError(
@@ -89,6 +103,28 @@ class Distilled:
                 f"{WHERE}.on_policy.share to 0"
             )
         return _Wrapped(task, setting, terms, tuple(loaded), writer).task()
+
+    def _across_tokenizers(self, task: Task, setting: Setting, terms: tuple["Term", ...], how: OnPolicy) -> Task:
+        """Returns the task that learns from spans of text."""
+        (spans, *_) = (term.name for term in terms if term.spans is not None)
+        for term in terms:
+            if term.spans is None and term.name != OWN:
+                raise UserError(
+                    f"{WHERE}.terms: '{term.name}' compares place by place, '{spans}' with a teacher whose tokens are "
+                    "others; leave one of them out"
+                )
+        if self.cache or how.share != 0:
+            key, value = ("cache", "empty it") if self.cache else ("on_policy.share", "set it to 0")
+            raise UserError(f"{WHERE}.{key}: '{spans}' needs the teacher, and texts from the data; {value}")
+        if len(self.teachers) != 1:
+            raise UserError(f"{WHERE}.teachers: '{spans}' takes one teacher, got {len(self.teachers)}")
+        (workdir,) = self.teachers
+        reading = across_tokenizers.load(setting, workdir, self.step, self.dtype, self.weights, self.teacher_length)
+        weighted = [
+            across_tokenizers.Weighted(term.name, term.weight, term.spans, term.options.get("temperature"))
+            for term in terms
+        ]
+        return AcrossTokenizers(task, setting, *reading, tuple(weighted)).task()
 
     def _needed(self, terms: tuple["Term", ...], loaded: list[Teacher]) -> list[Teacher]:
         """Returns the teachers that a term reads; with cached targets alone, none."""
@@ -111,6 +147,7 @@ class Term:
       weight: step -> weight.
       feature: what it compares inside, if it does that.
       divergence: how it compares distributions, if it does that; `options` of it: step -> value.
+      spans: how it compares spans of text, if it does that; its temperature is in `options`.
     """
 
     name: str
@@ -118,6 +155,7 @@ class Term:
     feature: Feature | None = None
     divergence: Callable[..., jax.Array] | None = None
     options: dict[str, schedules.Schedule] = dataclasses.field(default_factory=dict)
+    spans: SpanTerm | None = None
 
 
 def parsed(spec: str, weight: float | str, steps: int) -> Term:
@@ -135,8 +173,13 @@ def parsed(spec: str, weight: float | str, steps: int) -> Term:
     if name in FEATURES:
         with configuration.naming(section):
             return Term(name, weighted, configuration.make(FEATURES[name], section, values))
+    if name in SPANS:
+        with configuration.naming(section):
+            made = configuration.make(SPANS[name], section, values)
+        at = schedules.make(made.temperature, steps, f"{where}: {name}: temperature", above=True)
+        return Term(name, weighted, options={"temperature": at}, spans=made)
     if name not in DIVERGENCES:
-        known = (OWN, CACHED, *DIVERGENCES, *FEATURES)
+        known = (OWN, CACHED, *DIVERGENCES, *FEATURES, *SPANS)
         raise UserError(f"{where}: unknown term '{name}'{nearest(name, known) or '; one of: ' + ', '.join(known)}")
     divergence, kind = DIVERGENCES[name]
     options = dataclasses.asdict(configuration.make(kind, section, values))

@@ -24,6 +24,9 @@ from fastlm.ops.chunked_loss import Head, Objective
 from fastlm.ops.cross_entropy import TARGETS
 from fastlm.ops.sparse_cross_entropy import sparse_cross_entropy
 
+NAME = "distilled"  # the wrapper, its section, and the teachers among a task's constants
+WHERE = f"config.{NAME}"
+PREFIX = f"{NAME}/"  # of what is summed for its metrics
 OWN = "cross_entropy"  # the task's own loss among the terms
 CACHED = "cached_kl"  # the term that reads a teacher's sparse targets from disk (`data.targets`)
 SPARSE = ("target_ids", "target_weights", "target_entropy")

@@ -3,7 +3,7 @@
 Notable: a teacher is the student's task around another model, so what it says lines up with the student by place.
 Its weights are constants of the task: passed to the step as an argument, cut over the mesh like any model's,
 never differentiated, and known to checkpoints by a fingerprint. They may be kept in eight bits.
-Left out: teachers with another tokenizer.
+A teacher with another tokenizer is loaded as if the run had its (`across_tokenizers`).
 """
 
 import dataclasses
@@ -90,7 +90,8 @@ def check_comparable(setting: Setting, teacher: Checkpoint, where: str) -> None:
         raise UserError(
             f"{where} has another tokenizer ({teacher.tokenizer.vocab_size} tokens, the student's "
             f"{setting.tokenizer.vocab_size}), so its places and words are others; give the student the teacher's: "
-            f"--config.tokenizer.kind=checkpoint --config.tokenizer.path={where.rpartition(' ')[2]}"
+            f"--config.tokenizer.kind=checkpoint --config.tokenizer.path={where.rpartition(' ')[2]}, or a language "
+            "model terms that compare spans: config.distilled.terms=(('cross_entropy', 0.5), ('span_likelihood', 0.5))"
         )
     if setting.length > teacher.cfg.max_length:
         raise UserError(

@@ -10,7 +10,9 @@ import pytest
 
 from experiments import distill
 from experiments.distill import ALONE, DISTILLED, EQUAL_TIME, Score
+from fastlm import command_line
 from fastlm.errors import UserError
+from fastlm.training import build, loop
 
 CONFIG = "configs/distill/language_model.py"
 ROOT = Path(__file__).parent.parent.parent
@@ -138,3 +140,26 @@ def test_a_teacher_and_its_students_from_the_command_line(corpus, tmp_path):
     assert shuffled.returncode == 2 and "the cached targets there are of another data." in shuffled.stderr
     nothing = run("experiments.distill", "--config", "configs/lm_tiny.py")
     assert nothing.returncode == 2 and "has no 'distilled'" in nothing.stderr
+
+
+@pytest.mark.slow
+def test_a_student_with_tokens_of_its_own_is_trained_and_evaluated(corpus, tmp_path, one_device):
+    """Training and evaluation batches have the teacher's tokens too; what the teacher needs for the text is said."""
+    small = [
+        *("data.length=32", "data.batch_size=4", f"data.sources=(('{corpus}',1.0),)", "model.layers=1"),
+        *("model.width=16", "model.heads=2", "training.steps=2", "training.accumulation=1", "evaluation.every=1"),
+        *("evaluation.overlap=0", "evaluation.batches=1", "sample.prompts=()", "logging.tensorboard=False"),
+    ]
+
+    def trained(config, name, *more):
+        values = command_line.load_config(str(ROOT / "configs" / config), [*small, *more])
+        loop.run(build.build(values, tmp_path / name), say=lambda text: None)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [found for line in lines if "validation/loss" in (found := json.loads(line))]
+
+    trained("lm_small.py", "teacher", "tokenizer.kind=bytes")
+    own = "tokenizer.vocab_size=280", f"distilled.teachers=('{tmp_path}/teacher',)"
+    for found in trained("distill/other_tokenizer.py", "student", *own):
+        assert found["validation/aligned"] > 0.9  # tokens of a BPE are made of bytes
+        assert 5 < found["validation/teacher_bits_per_byte"] < 9  # it has learned nothing yet, of 257 tokens
+        assert found["validation/term_span_likelihood"] > 0 and found["validation/term_shared_tokens"] > 0
