@@ -4,11 +4,12 @@ Notable: a feature is a distance for each row, the mean over its tokens, and cou
 predictions: so accumulating microbatches equals the large batch. Layers are paired by number, 1 for the first
 layer's result, 0 for what enters it; "evenly" gives student layer i of L the teacher's layer round(i M / L) of M.
 Where widths differ, a learned projection of the student's hidden states stands between; it is trained and not exported.
-Papers: hidden states and attention, TinyBERT (arXiv 1909.10351), DistilBERT's cosine (1910.01108); relations of
-queries, keys and values, MiniLM (2002.10957) and, with any number of relation heads, MiniLMv2 (2012.15828).
+Papers: hidden states and scores of attention before the softmax, TinyBERT (arXiv 1909.10351), DistilBERT's cosine
+(1910.01108); relations of queries, keys and values, MiniLM (2002.10957) and, with any number of relation heads,
+MiniLMv2 (2012.15828).
 Left out: losses between distributions of neurons (NST, as TextBrewer has them).
 
-Dims: B batch, T time, S keys, D embed, N heads, R relation heads, E width of a relation head.
+Dims: B batch, T time, S keys, D embed, N heads, K kv heads, H head dim, R relation heads, E width of a relation head.
 """
 
 import dataclasses
@@ -161,7 +162,7 @@ class AttentionMaps(Feature):
             heads = [_layer(cfg, place, self.stack).heads for cfg, place in ((student, a), (teacher, b))]
             if heads[0] != heads[1]:
                 raise UserError(
-                    f"attention maps: layer {a} of the student has {heads[0]} heads, layer {b} of the teacher "
+                    f"attention of heads: layer {a} of the student has {heads[0]} heads, layer {b} of the teacher "
                     f"{heads[1]}; use 'relations', which cut queries, keys and values anew"
                 )
 
@@ -172,6 +173,29 @@ class AttentionMaps(Feature):
         del params, causal
         own, theirs = self.taken("attention", student), self.taken("attention", teacher)
         distances = [jnp.mean(_kl_of_weights(theirs[b - 1], own[a - 1]), axis=1) for a, b in pairs]
+        return over_tokens(sum(distances) / len(distances), student.documents[self.stack])
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionScores(AttentionMaps):
+    """What heads make of queries and keys before the softmax: squared error of q . k / sqrt(H) where a key is visible.
+
+    What models do with it after that (another scale, a cap, what positions add) is not compared.
+    """
+
+    captures = ("qkv",)
+
+    def __call__(
+        self, params: dict[str, Array], student: Read, teacher: Read, pairs: Pairs, causal: bool
+    ) -> Float[Array, "B"]:
+        """Returns the mean over pairs, heads, queries and their visible keys."""
+        del params
+        own, theirs = self.taken("qkv", student), self.taken("qkv", teacher)
+        seen = visible(student.documents[self.stack], causal).astype(jnp.float32)
+        distances = []
+        for a, b in pairs:
+            errors = jnp.mean(jnp.square(scores(*own[a - 1][:2]) - scores(*theirs[b - 1][:2])), axis=1)
+            distances.append(jnp.sum(errors * seen, axis=-1) / jnp.sum(seen, axis=-1))
         return over_tokens(sum(distances) / len(distances), student.documents[self.stack])
 
 
@@ -229,6 +253,7 @@ FEATURES: dict[str, type[Feature]] = {
     "hidden": Hidden,
     "embeddings": Embeddings,
     "attention": AttentionMaps,
+    "attention_scores": AttentionScores,
     "relations": Relations,
 }
 
@@ -252,6 +277,12 @@ def relations(x: Float[Array, "B T N H"], count: int, seen: Array) -> Float[Arra
     x = jnp.swapaxes(x.astype(jnp.float32).reshape(rows, length, count, -1), 1, 2)
     scores = x @ jnp.swapaxes(x, 2, 3) / math.sqrt(x.shape[-1])
     return jax.nn.log_softmax(jnp.where(seen[:, None], scores, -1e9))
+
+
+def scores(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> Float[Array, "B N T S"]:
+    """Returns q . k / sqrt(H) of each head; head n has key n // (N / K)."""
+    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2).astype(jnp.float32)
+    return jnp.einsum("BTNH,BSNH->BNTS", q.astype(jnp.float32), k) / math.sqrt(q.shape[-1])
 
 
 def _kl_of_weights(teacher: Float[Array, "B N T S"], student: Float[Array, "B N T S"]) -> Float[Array, "B N T"]:

@@ -1,6 +1,7 @@
 """Values that change while a run goes on: weights of terms, temperatures, shares.
 
-A config gives a number, or "linear(start=0.9, end=0.5)" or "cosine(...)", with `until=0.5` to be done at half the run.
+A config gives a number, or "linear(start=0.9, end=0.5)" or "cosine(...)", with `until=0.5` to be done at half the run;
+"switch(start=1, end=0, until=0.5)" keeps its start until then, and has its end from there on.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 SHAPES: dict[str, Callable[[Array], Array]] = {  # how much of the way is gone at x in [0, 1]
     "linear": lambda x: x,
     "cosine": lambda x: (1 - jnp.cos(math.pi * x)) / 2,
+    "switch": jnp.floor,
 }
 
 

@@ -43,14 +43,14 @@ def evaluated(task, params, name="language_modeling", step=0):
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name):
     """KL and all features are zero, of every task; the two losses are one number."""
-    features = ("hidden", "hidden(distance='cosine')", "embeddings", "attention", "relations")
+    features = ("hidden", "hidden(distance='cosine')", "embeddings", "attention", "attention_scores", "relations")
     terms = (("forward_kl", 1.0), ("jensen_shannon", 1.0), *((feature, 1.0) for feature in features))
     about = setting(SMALL, name, cfg=SMALL)
     task = wrapped(about, terms=terms)
     params = {"model": jax.jit(about.model.init)(jax.random.key(1)), "distilled": {}}
     metrics = evaluated(task, params, name)
     distances = [key for key in metrics if key.startswith("term_") and key != "term_cross_entropy"]
-    assert len(distances) == 7
+    assert len(distances) == 8
     for key in [*distances, "kl"]:
         assert abs(metrics[key]) < 1e-5, (key, metrics[key])
     assert metrics["agreement"] == 1
@@ -115,8 +115,8 @@ def test_the_student_comes_nearer_and_the_teacher_stays():
 
 def test_no_gradient_reaches_the_teacher():
     about = setting(cfg=dataclasses.replace(SMALL, layers=4))
-    terms = (("forward_kl", 1.0), ("hidden", 1.0), ("attention", 1.0), ("relations", 1.0), ("embeddings", 1.0))
-    task = wrapped(about, terms=terms)
+    features = ("hidden", "attention", "attention_scores", "relations", "embeddings")
+    task = wrapped(about, terms=(("forward_kl", 1.0), *((feature, 1.0) for feature in features)))
     params = {"model": jax.jit(about.model.init)(jax.random.key(2)), "distilled": {}}
     given = prepared(task)
 
@@ -269,6 +269,7 @@ def test_a_fingerprint_is_of_the_weights_not_of_their_place():
         ((("hidden(layers=((3, 4),))", 1.0),), r"\(3, 4\) asks for layer 3 of the student, which has 0 to 2"),
         ((("hidden(layers='middle')", 1.0),), r"layers: 'evenly', 'last', or pairs"),
         ((("hidden(distanse='mse')", 1.0),), r"no such key; did you mean 'distance'"),
+        ((("attention_scores(layers=((0, 1),))", 1.0),), r"\(0, 1\) asks for layer 0 of the student, which has 1 to 2"),
         ((("relations(heads=5)", 1.0),), r"5 heads do not divide the 16 numbers of the student's 'q'"),
         ((("hidden(stack='encoder')", 1.0),), r"'encoder' is of encoder-decoders"),
         ((("cross_entropy", 1.0), ("cross_entropy", 1.0)), r"'cross_entropy' is there twice"),
