@@ -5,23 +5,21 @@
         --config.data.sources="(('jsonl:runs/teacher_texts/*.jsonl', 1.0),)"
 
 Sequence-level distillation: of each training row the target is replaced by what the teacher writes for its source, the
-best of --beams; rows of the other splits are kept as they are, so that validation and test ask for the truth. The
-files have the fields of the data and one named "split", which any run here understands. Each holds --rows_per_file
-rows and appears whole; a stopped run goes on with the next one. Works for every task of sequences: translation,
-summaries, code.
+best of --beams; rows of the other splits are kept as they are. Files are those of `experiments.row_files`: a stopped
+run goes on with the next one. Works for every task of sequences: translation, summaries, code.
 Left out: other losses on these texts (`compress.distill` may be added to the student's config), several hypotheses
 for a source.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
+from experiments import row_files
 from fastlm import command_line
 from fastlm.data.documents import SPLITS
 from fastlm.data.examples import Row
@@ -30,10 +28,9 @@ from fastlm.errors import UserError
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks.kind import Trained
 from fastlm.tasks.sequence_to_sequence import SequenceToSequence
-from fastlm.training import quality, restore, workdir_files
+from fastlm.training import quality, restore
 
 FLAGS = flags.FLAGS
-SETTINGS = "settings.json"
 
 
 def define_flags() -> None:
@@ -53,12 +50,6 @@ def rows_of(kind: SequenceToSequence, data: Data, split: str, most: int = 0) -> 
     return [{name: row[name] for name in kind.text_fields} for row in rows[: most or None]]
 
 
-def pieces(rows: list[Row], size: int) -> Iterator[tuple[int, list[Row]]]:
-    """Yields (number, rows) of each file."""
-    for number, start in enumerate(range(0, len(rows), size)):
-        yield number, rows[start : start + size]
-
-
 def write(kind: SequenceToSequence, trained: Trained, data: Data, folder: Path, settings: dict[str, Any]) -> int:
     """Writes what is missing; returns how many files it wrote.
 
@@ -69,33 +60,15 @@ def write(kind: SequenceToSequence, trained: Trained, data: Data, folder: Path, 
     Raises:
       UserError: the folder holds texts of other settings, or cannot be written.
     """
-    _check_settings(folder / SETTINGS, settings)
-    written = 0
+
+    def answered(start: int, rows: list[Row]) -> list[Row]:
+        del start
+        texts = kind.write(trained, rows, data, settings["batch_size"])
+        return [row | {kind.target: text} for row, text in zip(rows, texts, strict=True)]
+
     rows = rows_of(kind, data, data.split, settings["most"])
-    for number, part in pieces(rows, settings["rows_per_file"]):
-        path = folder / f"train-{number:05d}.jsonl"
-        if path.is_file():
-            continue
-        texts = kind.write(trained, part, data, settings["batch_size"])
-        _save(path, [row | {kind.target: text, "split": "train"} for row, text in zip(part, texts, strict=True)])
-        written += 1
-        print(f"{min((number + 1) * settings['rows_per_file'], len(rows))} of {len(rows)} rows", flush=True)
-    for split in set(SPLITS) - {"train"}:
-        path = folder / f"{split}.jsonl"
-        if not path.is_file():
-            _save(path, [row | {"split": split} for row in rows_of(kind, data, split)])
-            written += 1
-    return written
-
-
-def _save(path: Path, rows: list[dict[str, Any]]) -> None:
-    workdir_files.write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(f"{path}: these texts have other settings ({path.read_text().strip()}); name another --folder")
-    workdir_files.write_whole(path, json.dumps(settings) + "\n")
+    others = {split: functools.partial(rows_of, kind, data, split) for split in SPLITS if split != "train"}
+    return row_files.write(folder, settings, rows, answered, others)
 
 
 def main() -> None:

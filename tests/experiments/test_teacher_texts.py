@@ -53,7 +53,7 @@ def test_a_stopped_run_goes_on_with_the_next_file(data, tmp_path):
     assert teacher_texts.write(kind, asked, data, folder, SETTINGS) == 1
     assert asked == [3, 3, 1, 3]
     assert [row["source"] for row in read(folder / "train-00001.jsonl")] == ["s3", "s4", "s5"]
-    with pytest.raises(UserError, match="these texts have other settings .* name another --folder"):
+    with pytest.raises(UserError, match="these rows have other settings .* name another --folder"):
         teacher_texts.write(kind, asked, data, folder, SETTINGS | {"step": 2})
 
 
