@@ -9,8 +9,7 @@
 Each training row is written as it is and in up to --copies versions, all different. In a version each word is
 replaced with the probability --chance by one of its --candidates: of a word that is one token, those that a masked
 language model finds likeliest where it is hidden; of a word of several tokens, those whose embeddings lie nearest to
-the mean of its own. At least one word is replaced; a row in which none can be is written once. A candidate is a whole
-word of letters, so that spaces and punctuation stay as they were. Everything else of a row (its label) is carried over,
+the mean of its X Everything else of a row (its label) is carried over,
 and the other splits are kept as they are. Files are those of `experiments.row_files`; what a row becomes follows from
 --seed and its number.
 Notable: words are hidden one at a time, as in the paper, so a text is read as often as it has words; texts longer than
@@ -24,7 +23,7 @@ Dims: B hidden words, T tokens, V vocabulary, C candidates.
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +94,7 @@ class Encoder:
     """A masked language model that proposes words.
 
     Attributes:
+      words: that it may propose, by their tokens; see `whole_words`.
       length: tokens that it reads at most.
       batch_size: B.
     """
@@ -102,17 +102,9 @@ class Encoder:
     model: Model
     params: Any
     tokenizer: Tokenizer
+    words: Mapping[int, str]
     length: int
     batch_size: int = 64
-
-    @functools.cached_property
-    def words(self) -> dict[int, str]:
-        """The tokens that stand for a whole word of letters, with the space before it."""
-        spelled = {token: piece.decode(errors="replace") for token, piece in enumerate(self.tokenizer.pieces)}
-        found = {token: text[1:] for token, text in spelled.items() if text[:1] == " " and text[1:].isalpha()}
-        if not found:
-            raise UserError("--workdir: no token of this model is a whole word; train one with a tokenizer of words")
-        return found
 
     @functools.cached_property
     def allowed(self) -> Bool[np.ndarray, "V"]:
@@ -208,6 +200,25 @@ def words_of(tokenizer: Tokenizer, text: str) -> tuple[Int[np.ndarray, "T"], lis
     return tokens, words
 
 
+def whole_words(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[int, str]:
+    """Returns the tokens that are a whole word of some text, with the space before it.
+
+    What a token spells does not tell: " dec" may be "dec", or how "decent" begins.
+
+    Raises:
+      UserError: there is none.
+    """
+    seen: set[int] = set()
+    for text in texts:
+        tokens, words = words_of(tokenizer, text)
+        seen |= {int(tokens[word.first]) for word in words if word.first == word.last}
+    spelled = {token: tokenizer.pieces[token].decode(errors="replace") for token in sorted(seen)}
+    found = {token: piece[1:] for token, piece in spelled.items() if piece[:1] == " " and WORD.fullmatch(piece[1:])}
+    if not found:
+        raise UserError("--workdir: no token of this model is a whole word; train one with a tokenizer of words")
+    return found
+
+
 def versions(row: Row, places: Sequence[Place], copies: int, chance: float, rng: np.random.Generator) -> list[Row]:
     """Returns the row, and up to `copies` others in which some of these places hold another word."""
     made = {_key(row, places): row}
@@ -247,14 +258,13 @@ def augmented(
     return made
 
 
-def plain(rows: Examples, fields: Sequence[str] = (), most: int = 0) -> list[Row]:
+def plain(rows: Examples, fields: Sequence[str] = ()) -> list[Row]:
     """Returns rows as a line of JSON has them.
 
     Raises:
       UserError: they lack one of `fields`, or it holds no text.
     """
-    count = min(most, len(rows)) if most else len(rows)
-    found = rows.get(range(count))
+    found = rows.get(range(len(rows)))
     for field in fields:
         if field not in rows.fields:
             raise UserError(f"--fields: {rows.name} has no '{field}'{nearest(field, rows.fields)}")
@@ -271,17 +281,18 @@ def main() -> None:
     kind = restored.kind()
     if not isinstance(kind, MaskedLanguageModeling):
         raise UserError(f"--workdir: {FLAGS.workdir} guesses no hidden words; its task is {type(kind).__name__}")
-    length = quality.data_of(restored, quality.Asked())[0].length
-    encoder = Encoder(restored.model, restored.params, restored.tokenizer, length, FLAGS.batch_size)
     load = lambda split: examples.load(FLAGS.source, split, data_dir=FLAGS.data_dir)
     source = load(FLAGS.split)
     names = ("workdir", "source", "split", "keep", "fields", "copies", "chance", "candidates", "seed", "batch_size")
     settings = {name: getattr(FLAGS, name) for name in (*names, "rows_per_file", "most")}
     settings |= {"step": restored.step, "data": source.fingerprint}
-    rows = plain(source, FLAGS.fields, FLAGS.most)
+    rows = plain(source, FLAGS.fields)
+    words = whole_words(restored.tokenizer, (str(row[field]) for row in rows for field in FLAGS.fields))
+    length = quality.data_of(restored, quality.Asked())[0].length
+    encoder = Encoder(restored.model, restored.params, restored.tokenizer, words, length, FLAGS.batch_size)
     make = functools.partial(augmented, encoder, FLAGS.fields, settings)
     others = {split: functools.partial(lambda split: plain(load(split)), split) for split in FLAGS.keep}
-    row_files.write(Path(FLAGS.folder), settings, rows, make, others)
+    row_files.write(Path(FLAGS.folder), settings, rows[: FLAGS.most or None], make, others)
     print(f"train on them with --config.data.sources=\"(('jsonl:{FLAGS.folder}/*.jsonl', 1.0),)\"")
 
 
