@@ -97,7 +97,8 @@ class Hidden(Feature):
     """The residual stream behind layers.
 
     Attributes:
-      distance: "mse" (mean squared error) or "cosine" (1 - cosine).
+      distance: "mse" (mean squared error) or "cosine" (1 - cosine: half the error of states that are scaled to a root
+        mean square of 1). Where norms stand before layers the stream grows, and "mse" with its square.
       project: a projection even where widths are equal.
     """
 
