@@ -29,7 +29,19 @@ from fastlm.training import build, initial, loop, optimizers, schedules, setting
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.stem != "__init__")
 LONG_RANGE = [path for path in CONFIGS if path.parent.stem == "long_range"]
-STAND_INS = {"c4/en": "state_of_the_union", "cifar10": "digits"}  # what is not on disk, and what the docstring offers
+STAND_INS = {  # what is not on disk, and what the docstring offers or what that is made from
+    "c4/en": "state_of_the_union",
+    "cifar10": "digits",
+    "jsonl:runs/augmented/*.jsonl": "state_of_the_union_passages",
+    "jsonl:runs/teacher_texts/*.jsonl": "old_testament_en_es",
+}
+# workdir that a config starts or learns from -> the config that trains it, where that has another name
+TRAINED_BY = {
+    "minilm": "mlm_small",
+    "classify_mlm": "classify_finetuned",
+    "tinybert_general": "distill/tinybert_general",
+}
+STAND_IN_LAYERS = 3
 
 # section -> what takes its keys, and the arguments that come from elsewhere
 TARGETS = {
@@ -223,22 +235,46 @@ def test_long_range_models_take_every_kind_that_their_runner_gives_them(task):
             Model(ModelConfig(**config["model"] | changes))
 
 
-def start_of(source, tmp_path):
-    """A workdir like the one that a config starts from, after one step of a model of one layer."""
-    name = {"runs/minilm": "mlm_small"}.get(source, source.removeprefix("runs/"))
+def stand_in(workdir, tmp_path):
+    """A workdir like one that a config starts or learns from, after one step of a narrow model."""
+    name = workdir.removeprefix("runs/")
+    path, made = str(ROOT / "configs" / f"{TRAINED_BY.get(name, name)}.py"), tmp_path / name
+    if made.exists():
+        return str(made)
     changes = [
-        "model.layers=1",
-        "model.width=32",
-        "model.heads=4",
+        "wrappers=()",
         "training.steps=1",
+        "training.accumulation=1",
         "evaluation.every=0",
         "evaluation.final_split=",
+        "evaluation.batches=1",
+        "data.batch_size=4",
+        "sample.prompts=()",
+        "logging.tensorboard=False",
     ]
-    changes += ["sample.prompts=()", "logging.tensorboard=False", "data.batch_size=4", "evaluation.batches=1"]
-    changes += ["training.accumulation=1"]
-    config = command_line.load_config(str(ROOT / "configs" / f"{name}.py"), changes)
-    loop.run(build.build(config, tmp_path / "start"), say=lambda text: None)
-    return str(tmp_path / "start")
+    if not command_line.load_config(path, [])["init"]["source"]:
+        changes += [f"model.layers={STAND_IN_LAYERS}", "model.width=32", "model.heads=4"]
+        changes += ["model.feed_forward_width=1536"] if name == "minilm" else []
+    config = command_line.load_config(path, changes)
+    replace_what_is_not_here(config, tmp_path)
+    loop.run(build.build(config, made), say=lambda text: None)
+    return str(made)
+
+
+def replace_what_is_not_here(config, tmp_path):
+    """Gives a config other data, and other workdirs to start and to learn from."""
+    (source, _), *_ = config["data"]["sources"]
+    if source in STAND_INS:
+        config["data"].update(sources=((STAND_INS[source], 1.0),), split="train")
+        config["evaluation"]["split"] = "validation"
+    elif source.endswith("_paper"):  # the same rows, but longer or more: minutes to make
+        config["data"]["sources"] = ((source.removesuffix("_paper"), 1.0),)
+    if config["init"]["source"]:
+        config["init"]["source"] = stand_in(config["init"]["source"], tmp_path)
+    if config["tokenizer"]["kind"] == "checkpoint":
+        config["tokenizer"]["path"] = stand_in(config["tokenizer"]["path"], tmp_path)
+    if "distilled" in config["wrappers"]:
+        config["distilled"]["teachers"] = tuple(stand_in(one, tmp_path) for one in config["distilled"]["teachers"])
 
 
 @pytest.mark.slow
@@ -257,24 +293,13 @@ def check_builds(path, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *a: 1)
     monkeypatch.setattr(jax, "devices", lambda *a, _all=jax.devices: _all(*a)[:1])
     config = command_line.load_config(path, [])
-    (source, _), *_ = config["data"]["sources"]
-    if source in STAND_INS:
-        config["data"].update(sources=((STAND_INS[source], 1.0),), split="train")
-        config["evaluation"]["split"] = "validation"
-    elif source.endswith("_paper"):  # the same rows, but longer or more: minutes to make
-        config["data"]["sources"] = ((source.removesuffix("_paper"), 1.0),)
-    if config["init"]["source"]:
-        config["init"]["source"] = start_of(config["init"]["source"], tmp_path)
-    if "distilled" in config["wrappers"]:
-        teacher = start_of(config["distilled"]["teachers"][0], tmp_path)
-        config["distilled"]["teachers"] = (teacher,)
-        if config["tokenizer"]["kind"] == build.OF_CHECKPOINT:
-            config["tokenizer"]["path"] = teacher
+    replace_what_is_not_here(config, tmp_path)
     experiment = build.build(config, tmp_path / "run")
     assert experiment.model.cfg.vocab_size >= experiment.tokenizer.vocab_size
     batches = experiment.train_batches()
     if config["init"]["source"]:
-        assert experiment.model.cfg.layers == 1, "the architecture is that of the start"
+        layers = config["model"].get("layers", STAND_IN_LAYERS)
+        assert experiment.model.cfg.layers == layers, "the architecture is that of the start"
     with contextlib.closing(batches):
         rows, length = next(batches)["tokens"].shape
     assert rows == experiment.data.batch_size
