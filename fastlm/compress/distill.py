@@ -6,9 +6,10 @@
 
 Notable: a function `Task -> Task` for every task whose loss is made of `Predictions`. The loss is a sum of
 named terms, each with a weight that may change while the run goes on: the task's own loss, distances from the
-teacher's distribution (`mixture`), and what is inside (`features`). The teacher reads the very batch that the
-student reads, behind masking and augmentation, so both say something about the same places. A teacher with another
-tokenizer reads the same text, and is compared on spans of it (`spans`, `across_tokenizers`).
+teacher's distribution (`mixture`), and what is inside (`features`). One term stands alone, in which each block learns
+by itself (`blockwise`). The teacher reads the very batch that the student reads, behind masking and augmentation, so
+both say something about the same places. A teacher with another tokenizer reads the same text, and is compared on spans
+of it (`spans`, `across_tokenizers`).
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from fastlm import configuration
-from fastlm.compress import across_tokenizers, cached, mixture, on_policy, schedules, teachers
+from fastlm.compress import across_tokenizers, blockwise, cached, mixture, on_policy, schedules, teachers
 from fastlm.compress.across_tokenizers import AcrossTokenizers
+from fastlm.compress.blockwise import BLOCKS, Blocks
 from fastlm.compress.features import FEATURES, Feature, Pairs
 from fastlm.compress.mixture import (
     CACHED,
@@ -54,8 +56,9 @@ class Distilled:
       dtype: their compute type; "" for the student's.
       weights: "int8" keeps their matrices in eight bits; "" as they are.
       terms: pairs (term, weight). A term is a name with options: "cross_entropy" is the task's own loss, the others
-        are in `mixture.DIVERGENCES` and `features.FEATURES`, or "cached_kl"; those in `spans.SPANS` are for a teacher
-        with another tokenizer. Weights and temperatures are numbers or schedules, "cosine(start=0.9, end=0.5)".
+        are in `mixture.DIVERGENCES` and `features.FEATURES`, or "cached_kl"; "blocks" stands alone; those in
+        `spans.SPANS` are for a teacher with another tokenizer. Weights and temperatures are numbers or schedules,
+        "cosine(start=0.9, end=0.5)".
       cache: folder of a teacher's targets for the term "cached_kl"; with no other term of a teacher it need not be
         loaded, and may be left out of `teachers`.
       on_policy: keys of `on_policy.OnPolicy`: how often the student writes what it learns from.
@@ -90,12 +93,15 @@ class Distilled:
         how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
         if any(term.spans is not None for term in terms):
             return self._across_tokenizers(task, setting, terms, how)
+        self._check_alone(terms)
         loaded = [teachers.load(setting, w, self.step, self.dtype, self.weights) for w in self.teachers]
         origins = {teacher.name: teacher.fingerprint for teacher in loaded}
         if self.cache:
             task = dataclasses.replace(task, join=cached.joining(setting, self.cache, origins, f"{WHERE}.cache"))
         loaded = self._needed(terms, loaded)
         task = dataclasses.replace(task, origins=task.origins | origins)
+        if terms[0].blocks is not None:
+            return blockwise.wrapped(task, setting, loaded[0], terms[0].blocks, terms[0].weight)
         writer = on_policy.make(how, setting, f"{WHERE}.on_policy")
         if writer and self.cache:
             raise UserError(
@@ -126,11 +132,20 @@ class Distilled:
         ]
         return AcrossTokenizers(task, setting, *reading, tuple(weighted)).task()
 
+    def _check_alone(self, terms: tuple["Term", ...]) -> None:
+        """Refuses to have blocks that learn by themselves learn anything else."""
+        more = len(self.terms) > 1 or len(self.teachers) != 1 or self.cache or self.on_policy.get("share")
+        if more and any(term.blocks is not None for term in terms):
+            raise UserError(
+                f"{WHERE}.terms: '{BLOCKS}' trains each block by itself: it takes one teacher, no other term, no cache "
+                "and no on_policy; train end to end afterwards (experiments.linearize does both)"
+            )
+
     def _needed(self, terms: tuple["Term", ...], loaded: list[Teacher]) -> list[Teacher]:
         """Returns the teachers that a term reads; with cached targets alone, none."""
         if self.cache and not any(term.name == CACHED for term in terms):
             raise UserError(f"{WHERE}.cache: no term reads it; add ('{CACHED}', weight) to {WHERE}.terms, or empty it")
-        live = [term.name for term in terms if term.feature is not None or term.divergence is not None]
+        live = [term.name for term in terms if term.feature or term.blocks or term.divergence]
         if live and not loaded:
             raise UserError(f"{WHERE}.teachers: '{live[0]}' needs a live teacher; name one, or use '{CACHED}' alone")
         if not self.cache and any(term.name == CACHED for term in terms):
@@ -146,6 +161,7 @@ class Term:
       name: in metrics; that of its kind, with a number where there are several.
       weight: step -> weight.
       feature: what it compares inside, if it does that.
+      blocks: how it trains blocks alone, if it does that.
       divergence: how it compares distributions, if it does that; `options` of it: step -> value.
       spans: how it compares spans of text, if it does that; its temperature is in `options`.
     """
@@ -153,6 +169,7 @@ class Term:
     name: str
     weight: schedules.Schedule
     feature: Feature | None = None
+    blocks: Blocks | None = None
     divergence: Callable[..., jax.Array] | None = None
     options: dict[str, schedules.Schedule] = dataclasses.field(default_factory=dict)
     spans: SpanTerm | None = None
@@ -170,6 +187,9 @@ def parsed(spec: str, weight: float | str, steps: int) -> Term:
     section = f"{NAME}.terms: {name}"
     if name in (OWN, CACHED) and not values:
         return Term(name, weighted)
+    if name == BLOCKS:
+        with configuration.naming(section):
+            return Term(name, weighted, blocks=configuration.make(Blocks, section, values))
     if name in FEATURES:
         with configuration.naming(section):
             return Term(name, weighted, configuration.make(FEATURES[name], section, values))
@@ -179,7 +199,7 @@ def parsed(spec: str, weight: float | str, steps: int) -> Term:
         at = schedules.make(made.temperature, steps, f"{where}: {name}: temperature", above=True)
         return Term(name, weighted, options={"temperature": at}, spans=made)
     if name not in DIVERGENCES:
-        known = (OWN, CACHED, *DIVERGENCES, *FEATURES, *SPANS)
+        known = (OWN, CACHED, BLOCKS, *DIVERGENCES, *FEATURES, *SPANS)
         raise UserError(f"{where}: unknown term '{name}'{nearest(name, known) or '; one of: ' + ', '.join(known)}")
     divergence, kind = DIVERGENCES[name]
     options = dataclasses.asdict(configuration.make(kind, section, values))

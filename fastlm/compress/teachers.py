@@ -33,16 +33,21 @@ class Teacher:
 
     Attributes:
       name: its workdir and step.
-      task: the student's task around its model.
+      task: the student's task around `model`.
       constants: what its functions take: {"weights": {"model": ...}, "task": constants of the task}.
       fingerprint: of its weights.
     """
 
     name: str
-    cfg: ModelConfig
+    model: Model
     task: Task
     constants: dict[str, Any]
     fingerprint: str
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """Its architecture."""
+        return self.model.cfg
 
 
 def load(setting: Setting, workdir: str, step: str, dtype: str, weights: str) -> Teacher:
@@ -63,12 +68,13 @@ def load(setting: Setting, workdir: str, step: str, dtype: str, weights: str) ->
     params = found.params(found.cfg, setting.mesh, 0)
     fingerprint = fingerprint_of(found.cfg, params)
     compute = dataclasses.replace(setting.model.compute, **({"dtype": dtype} if dtype else {}))
-    task = setting.kind.make(Model(found.cfg, compute), setting.tokenizer)
+    model = Model(found.cfg, compute)
+    task = setting.kind.make(model, setting.tokenizer)
     constants = {
         "weights": {"model": rounding.round_weights(params) if weights else params},
         "task": task.constants,
     }
-    return Teacher(f"{workdir}, step {found.step}", found.cfg, task, constants, fingerprint)
+    return Teacher(f"{workdir}, step {found.step}", model, task, constants, fingerprint)
 
 
 def check_comparable(setting: Setting, teacher: Checkpoint, where: str) -> None:

@@ -62,6 +62,8 @@ class Model:
     cfg: ModelConfig
     compute: Compute = Compute()
 
+    captures = CAPTURES
+
     def __post_init__(self) -> None:
         if self.cfg.vocab_size < 1:
             raise UserError("config.model.vocab_size: 0 is filled in from the tokenizer; without one, give it")
@@ -185,7 +187,7 @@ class Model:
           packed: a row may hold several documents; False promises one, so that `segment_ids` say only what is padding,
             which every kind of attention can leave out.
           rng: key for dropout; None runs deterministically.
-          capture: which of `CAPTURES` to return in `aux`, one entry per layer.
+          capture: which of `captures` to return in `aux`, one entry per layer.
 
         Returns:
           (hidden, aux); `aux["cache"]` is the advanced cache if one was given.
@@ -320,9 +322,9 @@ class Model:
         return RelativeBias(self.cfg, first.heads, first.causal)
 
     def _captures(self, capture: Iterable[str]) -> frozenset[str]:
-        unknown = set(capture) - set(CAPTURES)
+        unknown = set(capture) - set(self.captures)
         if unknown:
-            raise UserError(f"capture: unknown {sorted(unknown)}; one of: {', '.join(CAPTURES)}")
+            raise UserError(f"capture: unknown {sorted(unknown)}; one of: {', '.join(self.captures)}")
         return frozenset(capture)
 
     def _final_norm(self) -> Norm:

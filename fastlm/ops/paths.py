@@ -38,6 +38,11 @@ def matches(pattern: str, path: str) -> bool:
     return _compiled(pattern).search(path) is not None
 
 
+def inside(path: str, parts: Iterable[str]) -> bool:
+    """Says whether `path` is one of these parts of a tree, or lies in one."""
+    return any(f"{path}/".startswith(f"{part}/") for part in parts)
+
+
 def require_match(pattern: str, paths: Iterable[str], where: str) -> None:
     """Refuses a pattern that selects nothing, because it is most likely misspelt.
 

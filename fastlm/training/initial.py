@@ -4,8 +4,8 @@ Notable: the architecture comes from the checkpoint, cut to the layers and the w
 that the section `model` has change it (dropout, a longer vocabulary, another pooling); `command_line.load_config`
 leaves in it what was said.
 What came of it is said before the first step (`notes`). Weights are taken over by
-path and shape. Only a head and a pooler may be new, a table of tokens may grow; everything else that
-does not fit is an error, since half a model trains without a word and ends as a bad one.
+path and shape. Only a head, a pooler, and what another kind of attention needs may be new, a table of tokens may grow;
+everything else that does not fit is an error, since half a model trains without a word and ends as a bad one.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from fastlm.compress import parts
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, abstract, huggingface
+from fastlm.models import attention as attention_kinds
 from fastlm.ops import paths
 from fastlm.training import restore
 from fastlm.training.checkpoints import Checkpoints
@@ -116,9 +117,10 @@ class Start:
 
     def params(self, cfg: ModelConfig, mesh: Mesh, seed: int) -> Any:
         """Returns the weights for the architecture `cfg`: of the part that is kept, with what is new made anew."""
-        old = restore.restore(self.init.source, mesh, step=self.step).params
-        old = self.part(cfg.layers, cfg.encoder_layers).take(self.cfg, old, mesh)
-        return taken_over(old, cfg, jax.random.key(seed), where=f"config.init.source: {self.init.source}")
+        part, old = self.part(cfg.layers, cfg.encoder_layers), restore.restore(self.init.source, mesh, step=self.step)
+        old, converted = part.take(self.cfg, old.params, mesh), attention_kinds.converted(part.config(self.cfg), cfg)
+        where = f"config.init.source: {self.init.source}"
+        return taken_over(old, cfg, jax.random.key(seed), where=where, converted=converted)
 
 
 def start(init: Init) -> Start:
@@ -153,11 +155,13 @@ def notes(start: Start, cfg: ModelConfig) -> tuple[str, ...]:
             changes.append(f"{field.name} {new!r} (there {old!r})")
         elif new != field.default:
             kept.append(f"{field.name} {new!r}")
-    part = start.part(cfg.layers, cfg.encoder_layers).describe(start.cfg)
+    part = start.part(cfg.layers, cfg.encoder_layers)
+    described = part.describe(start.cfg)
     lines = [
-        f"starts from {f'{part} of ' if part else ''}{start.init.source}, step {start.step}; changed: "
+        f"starts from {f'{described} of ' if described else ''}{start.init.source}, step {start.step}; changed: "
         f"{', '.join(changes) or 'nothing'}; as there: {', '.join(kept) or 'the defaults'}"
     ]
+    lines += _conversions(part.config(start.cfg), cfg)
     if start.origin.get("architecture"):  # who brought a model from Hugging Face may want to take it back
         try:
             huggingface.describe(cfg)
@@ -168,14 +172,35 @@ def notes(start: Start, cfg: ModelConfig) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def taken_over(old: Any, cfg: ModelConfig, rng: jax.Array, *, where: str) -> Any:
+def _conversions(kept: ModelConfig, cfg: ModelConfig) -> list[str]:
+    """Says of converted attention which of its parameters are new, and which of those there were are left behind."""
+    old, new = (paths.flatten(abstract(one)[0]) for one in (kept, cfg))
+    said: dict[str, list[str]] = {}
+    for module in attention_kinds.converted(kept, cfg):
+        before, after = _shapes_inside(old, module), _shapes_inside(new, module)
+        made = [name for name, shape in after.items() if before.get(name) != shape]
+        left = [name for name in before if name not in after]
+        what = f"made anew {', '.join(made) or 'nothing'}; left behind {', '.join(left) or 'nothing'}"
+        said.setdefault(what, []).append(module)
+    return [f"{', '.join(modules)}: {what}" for what, modules in said.items()]
+
+
+def _shapes_inside(leaves: Mapping[str, Any], module: str) -> dict[str, tuple[int, ...]]:
+    inside = {path: leaf for path, leaf in leaves.items() if paths.inside(path, [module])}
+    return {path.removeprefix(f"{module}/"): leaf.shape for path, leaf in inside.items()}
+
+
+def taken_over(old: Any, cfg: ModelConfig, rng: jax.Array, *, where: str, converted: tuple[str, ...] = ()) -> Any:
     """Returns parameters of `cfg`: those of `old` where path and shape agree, fresh ones in a new head or pooler.
+
+    Args:
+      converted: more parts where parameters may be new, or left behind: attention of another kind.
 
     Raises:
       UserError: something else is missing, left over, or of another shape; names it.
     """
     old, wanted = paths.flatten(old), paths.flatten(abstract(cfg)[0])
-    free = lambda path: path.split("/")[0] in FREE
+    free = lambda path: paths.inside(path, (*FREE, *converted))
     grown = {GROWING} if _grows(old, wanted) else set()
     same = {path for path in wanted if path in old and old[path].shape == wanted[path].shape}
     new = sorted(set(wanted) - same - grown)

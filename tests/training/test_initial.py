@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig, huggingface
-from fastlm.ops.paths import flatten
+from fastlm.models import Model, ModelConfig, abstract, attention, huggingface
+from fastlm.ops.paths import flatten, map_with_path
 from fastlm.training import build, initial, loop
 from tests.models.huggingface_folders import GOLDEN
 
@@ -58,6 +58,69 @@ def test_what_does_not_fit_is_refused_by_name(trained, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         taken(trained, **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_converted_attention_keeps_what_fits_and_no_other_part_may_be_new():
+    """A gate and decays are new in the layer that is converted; nothing is in one that is not, or beside attention."""
+    source = dataclasses.replace(CFG, layers=2, qk_norm=True)
+    cfg = dataclasses.replace(source, attention=("full", "gated_linear(rank=3)"))
+    weights = jax.jit(Model(source).init)(jax.random.key(0))
+    converted = attention.converted(source, cfg)
+    got = flatten(initial.taken_over(weights, cfg, KEY, where="here", converted=converted))
+    assert {path: leaf.shape for path, leaf in got.items()} == {
+        path: leaf.shape for path, leaf in flatten(abstract(cfg)[0]).items()
+    }
+    new = set(got) - set(flatten(weights))
+    names = ("gate", "decay_in", "decay_out", "decay_bias", "out_norm/scale")
+    assert new == {f"layers/1/attention/{name}" for name in names}
+    for path, leaf in flatten(weights).items():
+        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+    with pytest.raises(UserError, match="here does not have layers/1/attention/decay_bias"):
+        initial.taken_over(weights, cfg, KEY, where="here")
+    wider = dataclasses.replace(cfg, feed_forward_width=32)
+    with pytest.raises(UserError, match="here does not have layers/0/feed_forward/down"):
+        initial.taken_over(weights, wider, KEY, where="here", converted=converted)
+    back = flatten(initial.taken_over(got_tree(got, cfg), source, KEY, where="here", converted=converted))
+    for path, leaf in flatten(weights).items():
+        np.testing.assert_array_equal(back[path], leaf, err_msg=path)
+
+
+def got_tree(leaves, cfg):
+    return map_with_path(lambda path, _: leaves[path], abstract(cfg)[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("full", "full", ()),
+        ("local(window=64, block=0)", "local(window=64)", ()),
+        ("local(window=64)", "local(window=32)", ("layers/0/attention", "layers/1/attention")),
+        (("full", "linear"), ("full", "full"), ("layers/1/attention",)),
+        ("full", ("full", "linear"), ("layers/1/attention",)),
+    ],
+)
+def test_attention_is_converted_where_kind_or_options_differ(old, new, where):
+    one, other = (dataclasses.replace(CFG, layers=2, attention=spec) for spec in (old, new))
+    assert attention.converted(one, other) == where
+
+
+def test_a_decoders_look_at_the_source_is_converted_too():
+    cfg = dataclasses.replace(CFG, family="encoder_decoder", encoder_layers=1)
+    linear = dataclasses.replace(cfg, cross_attention="linear")
+    assert attention.converted(cfg, linear) == ("layers/1/cross_attention",)
+    assert attention.converted(cfg, dataclasses.replace(cfg, attention=("local", "full"))) == ("layers/0/attention",)
+
+
+def test_what_conversion_makes_anew_and_leaves_behind_is_said(tmp_path):
+    cfg = dataclasses.replace(CFG, layers=3, attention=("full", "full", "gated_linear"))
+    start = start_with(cfg, tmp_path)
+    changed = dataclasses.replace(cfg, attention=("gated_linear", "local", "full"))
+    first, new, kept, left = initial.notes(start, changed)
+    assert "changed: attention ('gated_linear', 'local', 'full') (there ('full', 'full', 'gated_linear'));" in first
+    gates = "decay_bias, decay_in, decay_out, gate, out_norm/scale"
+    assert new == f"layers/0/attention: made anew {gates}; left behind nothing"
+    assert kept == "layers/1/attention: made anew nothing; left behind nothing"
+    assert left == f"layers/2/attention: made anew nothing; left behind {gates}"
 
 
 def test_every_key_of_the_section_changes_an_architecture():

@@ -26,7 +26,7 @@ from fastlm.models.attention.lsh import LshAttention, LshOptions
 from fastlm.models.attention.performer import PerformerAttention, PerformerOptions
 from fastlm.models.attention.projections import Attention, NoOptions
 from fastlm.models.attention.transformer_xl import TransformerXLAttention, TransformerXLOptions
-from fastlm.models.config import LayerConfig
+from fastlm.models.config import LayerConfig, ModelConfig
 from fastlm.ops import softmax
 
 
@@ -271,6 +271,20 @@ def empty_cache(spec: str, layer: LayerConfig, batch: int, slots: int, dtype: An
     """
     module = require(spec, "decode", key=key).module
     return module.empty_cache(layer, options(spec, key), batch, slots, dtype)
+
+
+def converted(old: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
+    """Returns where `new` has another kind of attention than `old`, or the same with other options.
+
+    Paths of their parameters, "layers/3/attention", of layers that both have.
+    """
+    found = []
+    for i in range(min(old.total_layers, new.total_layers)):
+        one, other = old.layer(i), new.layer(i)
+        for key in ("attention", "cross_attention") if one.cross and other.cross else ("attention",):
+            described = [(kind(spec, key), options(spec, key)) for spec in (getattr(one, key), getattr(other, key))]
+            found += [f"layers/{i}/{key}"] if described[0] != described[1] else []
+    return tuple(found)
 
 
 def check_layer(layer: LayerConfig, positions: str) -> None:
