@@ -14,20 +14,19 @@ of it (`spans`, `across_tokenizers`).
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fastlm import configuration
-from fastlm.compress import across_tokenizers, blockwise, cached, mixture, on_policy, schedules, teachers
+from fastlm.compress import across_tokenizers, blockwise, cached, mixture, on_policy, teachers
 from fastlm.compress.across_tokenizers import AcrossTokenizers
-from fastlm.compress.blockwise import BLOCKS, Blocks
-from fastlm.compress.features import FEATURES, Feature, Pairs
+from fastlm.compress.blockwise import BLOCKS
+from fastlm.compress.features import Pairs
 from fastlm.compress.mixture import (
     CACHED,
-    DIVERGENCES,
     NAME,
     OWN,
     PREFIX,
@@ -38,9 +37,9 @@ from fastlm.compress.mixture import (
 )
 from fastlm.compress.on_policy import WRITTEN, OnPolicy
 from fastlm.compress.setting import Setting
-from fastlm.compress.spans import SPANS, SpanTerm
 from fastlm.compress.teachers import Teacher
-from fastlm.errors import UserError, nearest
+from fastlm.compress.terms import Term, named, parsed
+from fastlm.errors import UserError
 from fastlm.ops.chunked_loss import MASK, chunked_loss
 from fastlm.tasks.task import Read, Task
 
@@ -89,7 +88,7 @@ class Distilled:
         """
         if task.predictions is None:
             raise UserError(f"config.wrappers: '{NAME}' needs a task that chooses between answers; this one does not")
-        terms = _named([parsed(spec, weight, setting.steps) for spec, weight in self.terms])
+        terms = named([parsed(spec, weight, setting.steps) for spec, weight in self.terms])
         how = configuration.make(OnPolicy, f"{NAME}.on_policy", self.on_policy)
         if any(term.spans is not None for term in terms):
             return self._across_tokenizers(task, setting, terms, how)
@@ -110,7 +109,7 @@ class Distilled:
             )
         return _Wrapped(task, setting, terms, tuple(loaded), writer).task()
 
-    def _across_tokenizers(self, task: Task, setting: Setting, terms: tuple["Term", ...], how: OnPolicy) -> Task:
+    def _across_tokenizers(self, task: Task, setting: Setting, terms: tuple[Term, ...], how: OnPolicy) -> Task:
         """Returns the task that learns from spans of text."""
         (spans, *_) = (term.name for term in terms if term.spans is not None)
         for term in terms:
@@ -132,7 +131,7 @@ class Distilled:
         ]
         return AcrossTokenizers(task, setting, *reading, tuple(weighted)).task()
 
-    def _check_alone(self, terms: tuple["Term", ...]) -> None:
+    def _check_alone(self, terms: tuple[Term, ...]) -> None:
         """Refuses to have blocks that learn by themselves learn anything else."""
         more = len(self.terms) > 1 or len(self.teachers) != 1 or self.cache or self.on_policy.get("share")
         if more and any(term.blocks is not None for term in terms):
@@ -141,7 +140,7 @@ class Distilled:
                 "and no on_policy; train end to end afterwards (experiments.linearize does both)"
             )
 
-    def _needed(self, terms: tuple["Term", ...], loaded: list[Teacher]) -> list[Teacher]:
+    def _needed(self, terms: tuple[Term, ...], loaded: list[Teacher]) -> list[Teacher]:
         """Returns the teachers that a term reads; with cached targets alone, none."""
         if self.cache and not any(term.name == CACHED for term in terms):
             raise UserError(f"{WHERE}.cache: no term reads it; add ('{CACHED}', weight) to {WHERE}.terms, or empty it")
@@ -151,85 +150,6 @@ class Distilled:
         if not self.cache and any(term.name == CACHED for term in terms):
             raise UserError(f"{WHERE}.terms: '{CACHED}' needs {WHERE}.cache, a folder of experiments.teacher_targets")
         return loaded if live else []
-
-
-@dataclasses.dataclass(frozen=True)
-class Term:
-    """A term of the loss.
-
-    Attributes:
-      name: in metrics; that of its kind, with a number where there are several.
-      weight: step -> weight.
-      feature: what it compares inside, if it does that.
-      blocks: how it trains blocks alone, if it does that.
-      divergence: how it compares distributions, if it does that; `options` of it: step -> value.
-      spans: how it compares spans of text, if it does that; its temperature is in `options`.
-    """
-
-    name: str
-    weight: schedules.Schedule
-    feature: Feature | None = None
-    blocks: Blocks | None = None
-    divergence: Callable[..., jax.Array] | None = None
-    options: dict[str, schedules.Schedule] = dataclasses.field(default_factory=dict)
-    spans: SpanTerm | None = None
-
-
-def parsed(spec: str, weight: float | str, steps: int) -> Term:
-    """Reads a term.
-
-    Raises:
-      UserError: an unknown name or option, or a value out of range.
-    """
-    where = f"{WHERE}.terms"
-    name, values = configuration.call(spec, where)
-    weighted = schedules.make(weight, steps, f"{where}: weight of '{spec}'")
-    section = f"{NAME}.terms: {name}"
-    if name in (OWN, CACHED) and not values:
-        return Term(name, weighted)
-    if name == BLOCKS:
-        with configuration.naming(section):
-            return Term(name, weighted, blocks=configuration.make(Blocks, section, values))
-    if name in FEATURES:
-        with configuration.naming(section):
-            return Term(name, weighted, configuration.make(FEATURES[name], section, values))
-    if name in SPANS:
-        with configuration.naming(section):
-            made = configuration.make(SPANS[name], section, values)
-        at = schedules.make(made.temperature, steps, f"{where}: {name}: temperature", above=True)
-        return Term(name, weighted, options={"temperature": at}, spans=made)
-    if name not in DIVERGENCES:
-        known = (OWN, CACHED, BLOCKS, *DIVERGENCES, *FEATURES, *SPANS)
-        raise UserError(f"{where}: unknown term '{name}'{nearest(name, known) or '; one of: ' + ', '.join(known)}")
-    divergence, kind = DIVERGENCES[name]
-    options = dataclasses.asdict(configuration.make(kind, section, values))
-    for option, value in options.items():
-        if option != "temperature" and isinstance(value, float) and not 0 <= value <= 1:
-            raise UserError(f"{where}: {name}: {option} must lie in [0, 1], got {value}")
-    return Term(
-        name,
-        weighted,
-        divergence=divergence,
-        options={
-            option: schedules.make(value, steps, f"{where}: {name}: {option}", above=option == "temperature")
-            for option, value in options.items()
-        },
-    )
-
-
-def _named(terms: list[Term]) -> tuple[Term, ...]:
-    """Numbers terms of one kind; the task's own loss is there once, if with a weight of 0."""
-    seen: dict[str, int] = {}
-    named = []
-    for term in terms:
-        seen[term.name] = seen.get(term.name, 0) + 1
-        if term.name in (OWN, CACHED) and seen[term.name] > 1:
-            raise UserError(f"{WHERE}.terms: '{term.name}' is there twice")
-        number = seen[term.name]
-        named.append(term if number == 1 else dataclasses.replace(term, name=f"{term.name}_{number}"))
-    if OWN not in seen:
-        named.append(Term(OWN, schedules.make(0.0, 1, WHERE)))
-    return tuple(named)
 
 
 @dataclasses.dataclass(frozen=True)
