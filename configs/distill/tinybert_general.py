@@ -6,8 +6,8 @@
 Hidden states, embeddings (through learned projections) and scores of attention before the softmax, on text; nothing of
 what is predicted, so the head learns nothing, and the terms say how it goes. tinybert_task.py goes on, and has the
 paper's numbers. The paper: 3 epochs of Wikipedia, 256 rows of 128 tokens at a time. Otherwise than there, each pair of
-layers has a projection of its own; words are hidden; and of hidden states directions are compared: BERT's are
-normalized, those of layers with norms before them grow, and their squared errors (here 15,000) drown all else.
+layers has a projection of its own, words are hidden, and of hidden states directions are compared: BERT's are
+normalized, those of layers with norms before them grow, and squared errors drown all else (15,000 in a small run).
 Hardware: 2 cores. Not measured at this size yet.
 """
 
