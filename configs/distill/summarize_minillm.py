@@ -4,10 +4,10 @@
     launch/local.sh -m fastlm.train --config configs/summarize_small.py
     launch/local.sh -m experiments.distill --config configs/distill/summarize_minillm.py
 
-In the spirit of MiniLLM: reverse KL on what the student writes, in half of the batches; in the others also the data's
-targets. Left out of it: the policy gradient with its length normalisation (what is written is not differentiated: the
-paper's single-step term alone), sampling mixed with the teacher, and a corpus of plain text beside. There, students of
-120M to 13B parameters follow instructions better than with forward KL or with the teacher's texts.
+In the spirit of MiniLLM: reverse KL, in half of the batches on what the student writes, in the others on the data,
+whose targets count there too. Left out of it: the long part of its policy gradient with length normalisation (reverse
+KL of each token is the single-step part), sampling mixed with the teacher, a corpus of plain text beside. There,
+students of 120M to 13B parameters follow instructions better than with forward KL or on the teacher's texts.
 Hardware: 2 cores. Not measured at this size yet.
 """
 

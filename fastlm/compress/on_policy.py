@@ -5,8 +5,9 @@ model the first `prompt` tokens, of a target the start alone), the student draws
 step, and everything behind the end it writes counts nothing. Whether a batch is written anew is drawn once for the
 whole batch with the probability `share`, so that the others cost nothing. What the student wrote itself is no
 truth to be learned: the task's own loss leaves it out.
-Left out: gradients through the sampling (MiniLLM's single-step term, arXiv 2306.08543), mixing in the teacher's
-proposals, replay of older samples (DistiLLM).
+Left out: gradients through the sampling (of MiniLLM, arXiv 2306.08543, reverse KL is then the single-step part of the
+gradient; the long one, with its length normalisation, is missing), mixing in the teacher's proposals, replay of older
+samples (DistiLLM).
 
 Dims: B batch, T tokens of a row.
 """
