@@ -249,14 +249,17 @@ class AcrossTokenizers:
         if not ours:  # what a trained student says alone, when it is scored
             return metrics
         count, text_bytes = max(ours.pop("count"), 1.0), ours.pop("bytes")
-        for name, metric in (("nll", "aligned_bits_per_byte"), ("teacher_nll", "teacher_bits_per_byte")):
+        for name, metric in (("nll", "bits_per_aligned_byte"), ("teacher_nll", "teacher_bits_per_aligned_byte")):
             metrics[metric] = ours.pop(name) / NATS_PER_BIT / max(text_bytes, 1.0)
         metrics["aligned"] = text_bytes / max(float(sums["bytes"]), 1.0)
         return metrics | {name.replace("/", "_"): value / count for name, value in ours.items()}
 
     def _remarks(self, metrics: dict[str, float]) -> tuple[str, ...]:
         lines = self.inner.remarks(metrics)
-        teacher, student = metrics.get("teacher_bits_per_byte", 0.0), metrics.get("aligned_bits_per_byte", math.inf)
+        teacher, student = (
+            metrics.get("teacher_bits_per_aligned_byte", 0.0),
+            metrics.get("bits_per_aligned_byte", math.inf),
+        )
         if teacher > student:
             lines += (
                 f"warning: the teacher is worse than the student here ({teacher:.4f} against {student:.4f} bits per "

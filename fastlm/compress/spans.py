@@ -11,12 +11,15 @@ next, or something else.
                    that both vocabularies have: every token counts as the longest of these that it begins with, where
                    the other tokenizer would also cut it. Both sides are coarsened by a function of their tokens, so
                    the divergence is one. Tokens without text (special, padding) are left out on both sides.
-With one tokenizer for both these are exact. With two they are not, in general: a span's probability is that of one way
-to write it, and "the next token is 'in'" says with a vocabulary that has 'inter' that something else follows, with
-another it does not. So the two sides are not asked quite the same. Where one BPE goes on merging the tokens of the
-other, what the finer one writes next follows from the coarser one's next token, and `shared_tokens` is exact again.
-Left out: ULD (arXiv 2402.12030), which compares sorted probabilities of whatever tokens; merging spans until the bias
-is small (arXiv 2503.20083); probabilities of bytes (arXiv 2410.09303), which need several passes of each model.
+With one tokenizer for both, these are exact. With two the two sides are not asked quite the same. A span's probability
+is that of one way to write it. Where a token of the teacher ends, none of its longer ones was there, which a student
+with other tokens does not know: its 'go' may go on with 'vern', the teacher's, who has 'govern', hardly does
+(tokenization bias). Where one BPE goes on merging the tokens of the other, the next token of the finer one follows
+from the coarser one's, so `shared_tokens` then compares the same events, under that condition still. So the task's own
+loss should keep some weight.
+Left out: ULD (arXiv 2402.12030), which compares sorted probabilities of whatever tokens; weighing spans by whether
+a new word follows, which lessens the bias (arXiv 2503.20083); probabilities of bytes (arXiv 2410.09303), which have
+none, and need several passes of each model.
 
 Dims: B batch, T predictions of a row, N numbers of spans (0 is none), V vocabulary, K shared tokens.
 """
@@ -116,15 +119,6 @@ def beginnings(spans: Int[Array, "B S"], count: int) -> Int[Array, "B N"]:
     return jnp.clip(first, 0, spans.shape[1] - 1)
 
 
-def binned(logits: Float[Array, "... V"], bins: Int[Array, "V"], count: int) -> Float[Array, "... K"]:
-    """Returns the logarithms of the probabilities of bins of tokens, given that it is one of them; -1 is no bin."""
-    known = bins >= 0
-    probabilities = jax.nn.softmax(jnp.where(known, logits, MASKED))
-    # With the vocabulary first whole rows are added, not single numbers.
-    sums = jax.ops.segment_sum(jnp.moveaxis(probabilities, -1, 0), jnp.where(known, bins, count), count + 1)[:count]
-    return jnp.log(jnp.maximum(jnp.moveaxis(sums, 0, -1), jnp.finfo(jnp.float32).tiny))
-
-
 @flax.struct.dataclass
 class Bins:
     """Which of the K = `count` shared tokens each token of the student and of the teacher counts as, -1 for none."""
@@ -134,34 +128,40 @@ class Bins:
     count: int = flax.struct.field(pytree_node=False)
 
 
+def binned(logits: Float[Array, "... V"], bins: Int[Array, "V"], count: int) -> Float[Array, "... K"]:
+    """Returns the logarithms of the probabilities of bins of tokens, given that it is one of them; -1 is no bin."""
+    *places, size = logits.shape
+    probabilities = jax.nn.softmax(jnp.where(bins >= 0, logits, MASKED))
+    # With the vocabulary first whole rows are added, not single numbers.
+    rows = probabilities.reshape(-1, size).T
+    sums = jax.ops.segment_sum(rows, jnp.where(bins >= 0, bins, count), count + 1)[:count].T
+    return jnp.log(jnp.maximum(sums, jnp.finfo(jnp.float32).tiny)).reshape(*places, count)
+
+
 def bins_of(student: Tokenizer, teacher: Tokenizer, student_size: int, teacher_size: int) -> Bins:
     """Returns the bins of two vocabularies, padded to the sizes of the models; both ends are one more token."""
-    shared = sorted({*student.pieces} & {*teacher.pieces} - {b""})
-    numbers = {piece: number for number, piece in enumerate(shared)}
-    found = [
-        _bins(one, other, numbers, size)
-        for one, other, size in ((student, teacher, student_size), (teacher, student, teacher_size))
-    ]
-    return Bins(*map(jnp.asarray, found), len(shared) + 1)
+    shared = {piece: number for number, piece in enumerate(sorted({*student.pieces} & {*teacher.pieces} - {b""}))}
+    of_student = _numbers(student, teacher, shared, student_size)
+    of_teacher = _numbers(teacher, student, shared, teacher_size)
+    return Bins(jnp.asarray(of_student), jnp.asarray(of_teacher), len(shared) + 1)
 
 
-def _bins(own: Tokenizer, other: Tokenizer, numbers: dict[bytes, int], size: int) -> np.ndarray:
-    texts = [_text(piece) for piece in own.pieces]
-    encoded = other.encode_batch([text or "" for text in texts])
-    bins = np.full(size, -1, np.int32)
+def _numbers(own: Tokenizer, other: Tokenizer, shared: dict[bytes, int], size: int) -> np.ndarray:
+    encoded = other.encode_batch([_text(piece) for piece in own.pieces])
+    numbers = np.full(size, -1, np.int32)
     for token, (piece, ids) in enumerate(zip(own.pieces, encoded)):
         begin = other.pieces[ids[0]] if len(ids) else b""
         # What is no text, or is spelled with a space before it, is cut by its bytes alone.
-        part = begin if begin and piece.startswith(begin) else piece
-        while part and part not in numbers:
+        part = begin if piece not in shared and begin and piece.startswith(begin) else piece
+        while part and part not in shared:
             part = part[:-1]
-        bins[token] = numbers.get(part, -1)
-    bins[own.eos] = len(numbers)
-    return bins
+        numbers[token] = shared.get(part, -1)
+    numbers[own.eos] = len(shared)
+    return numbers
 
 
-def _text(piece: bytes) -> str | None:
+def _text(piece: bytes) -> str:
     try:
         return piece.decode()
     except UnicodeDecodeError:
-        return None
+        return ""

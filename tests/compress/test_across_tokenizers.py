@@ -78,8 +78,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     for term in ("span_likelihood", "shared_tokens"):
         assert abs(metrics[f"term_{term}"]) < 1e-5, term
     assert metrics["aligned"] == 1
-    assert metrics["teacher_bits_per_byte"] == pytest.approx(metrics["bits_per_byte"], rel=1e-5)
-    assert metrics["aligned_bits_per_byte"] == pytest.approx(metrics["bits_per_byte"], rel=1e-5)
+    assert metrics["teacher_bits_per_aligned_byte"] == pytest.approx(metrics["bits_per_byte"], rel=1e-5)
+    assert metrics["bits_per_aligned_byte"] == pytest.approx(metrics["bits_per_byte"], rel=1e-5)
 
 
 def of_whole_logits(here, task, given):
@@ -146,7 +146,7 @@ def test_what_is_reported_is_of_the_text_that_both_judge():
     )
     assert 0.5 < metrics["aligned"] < 1  # the teacher, without a start token, predicts no first token
     per_byte = np.log2(OTHER.vocab_size) * (given["other_spans"] > 0).sum() / (bytes_of * (given["spans"] > 0)).sum()
-    assert metrics["teacher_bits_per_byte"] == pytest.approx(per_byte, rel=0.1)  # it is random
+    assert metrics["teacher_bits_per_aligned_byte"] == pytest.approx(per_byte, rel=0.1)  # it is random
     assert metrics["weight_span_likelihood"] == pytest.approx(0.7)
 
 
@@ -162,8 +162,8 @@ def test_a_student_with_other_tokens_learns_from_a_teacher():
     start, _ = trained(task, here.model, steps=1)
     end, _ = trained(task, here.model, steps=60)
     before, after = (evaluated(task, one.params, batch(task)) for one in (start, end))
-    assert before["teacher_bits_per_byte"] < 0.5 * before["aligned_bits_per_byte"]
-    assert after["aligned_bits_per_byte"] < 0.5 * before["aligned_bits_per_byte"]
+    assert before["teacher_bits_per_aligned_byte"] < 0.5 * before["bits_per_aligned_byte"]
+    assert after["bits_per_aligned_byte"] < 0.5 * before["bits_per_aligned_byte"]
     for term in ("span_likelihood", "shared_tokens"):
         assert after[f"term_{term}"] < 0.3 * before[f"term_{term}"], term
 
@@ -249,9 +249,9 @@ def test_tokens_have_to_stand_for_text():
 
 def test_a_teacher_that_is_worse_or_hardly_heard_is_said():
     task = wrapped(about())
-    good = {"teacher_bits_per_byte": 1.0, "aligned_bits_per_byte": 1.2, "aligned": 0.9}
+    good = {"teacher_bits_per_aligned_byte": 1.0, "bits_per_aligned_byte": 1.2, "aligned": 0.9}
     assert task.remarks(good) == ()
-    (line,) = task.remarks(good | {"teacher_bits_per_byte": 1.3, "teacher_loss": 9.0})
+    (line,) = task.remarks(good | {"teacher_bits_per_aligned_byte": 1.3, "teacher_loss": 9.0})
     assert "the teacher is worse than the student here (1.3000 against 1.2000 bits per byte)" in line
     (line,) = task.remarks(good | {"aligned": 0.25})
     assert "only 25% of the bytes lie in spans" in line and "teacher_length above 24" in line

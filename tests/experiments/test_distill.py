@@ -161,5 +161,5 @@ def test_a_student_with_tokens_of_its_own_is_trained_and_evaluated(corpus, tmp_p
     own = "tokenizer.vocab_size=280", f"distilled.teachers=('{tmp_path}/teacher',)"
     for found in trained("distill/other_tokenizer.py", "student", *own):
         assert found["validation/aligned"] > 0.9  # tokens of a BPE are made of bytes
-        assert 5 < found["validation/teacher_bits_per_byte"] < 9  # it has learned nothing yet, of 257 tokens
+        assert 5 < found["validation/teacher_bits_per_aligned_byte"] < 9  # it has learned nothing yet, of 257 tokens
         assert found["validation/term_span_likelihood"] > 0 and found["validation/term_shared_tokens"] > 0
