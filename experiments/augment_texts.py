@@ -9,9 +9,10 @@
 Each training row is written as it is and in up to --copies versions, all different. In a version each word is
 replaced with the probability --chance by one of its --candidates: of a word that is one token, those that a masked
 language model finds likeliest where it is hidden; of a word of several tokens, those whose embeddings lie nearest to
-the mean of its X Everything else of a row (its label) is carried over,
-and the other splits are kept as they are. Files are those of `experiments.row_files`; what a row becomes follows from
---seed and its number.
+the mean of its own. At least one word is replaced; a row in which none can be is written once. A candidate is a token
+that stands alone as a word somewhere in the source. Everything else of a row (its label) is carried over, and the other
+splits are kept as they are. Files are those of `experiments.row_files`; what a row becomes follows from --seed and its
+number.
 Notable: words are hidden one at a time, as in the paper, so a text is read as often as it has words; texts longer than
 the encoder's rows are read in pieces.
 Left out: GloVe vectors, which the paper takes for words of several pieces; rows that name places in their texts
@@ -136,9 +137,14 @@ class Encoder:
         """Returns the words whose embeddings point nearest to the mean of several tokens', ids [len(tokens), count]."""
         if not len(tokens):
             return np.zeros((0, count), np.int32)
-        means = _unit(np.stack([self.vectors[one].mean(axis=0) for one in tokens]))
-        closeness = np.where(self.allowed, means @ self.vectors.T, -np.inf)
-        return np.argsort(-closeness, axis=1, kind="stable")[:, :count]
+        words, places = np.flatnonzero(self.allowed), {tuple(one): None for one in map(np.ndarray.tolist, tokens)}
+        means = _unit(np.stack([self.vectors[list(one)].mean(axis=0) for one in places]))
+        found = []
+        for start in range(0, len(means), self.batch_size):  # for each there are as many numbers as words
+            closeness = means[start : start + self.batch_size] @ self.vectors[words].T
+            found += list(words[np.argsort(-closeness, axis=1, kind="stable")[:, :count]])
+        by_tokens = dict(zip(places, found, strict=True))
+        return np.stack([by_tokens[tuple(one.tolist())] for one in tokens])
 
     def masked(self, tokens: np.ndarray, place: int) -> np.ndarray:
         """Returns the piece of a text that has a token, between special ones, with a hole there."""
@@ -283,7 +289,7 @@ def main() -> None:
         raise UserError(f"--workdir: {FLAGS.workdir} guesses no hidden words; its task is {type(kind).__name__}")
     load = lambda split: examples.load(FLAGS.source, split, data_dir=FLAGS.data_dir)
     source = load(FLAGS.split)
-    names = ("workdir", "source", "split", "keep", "fields", "copies", "chance", "candidates", "seed", "batch_size")
+    names = ("workdir", "source", "split", "fields", "copies", "chance", "candidates", "seed", "batch_size")
     settings = {name: getattr(FLAGS, name) for name in (*names, "rows_per_file", "most")}
     settings |= {"step": restored.step, "data": source.fingerprint}
     rows = plain(source, FLAGS.fields)

@@ -6,8 +6,9 @@ A student that learned on the data's words alone has never seen what it writes i
 bias). For the rows of a split, the student draws what follows each row's beginning, and both texts are read by student
 and teacher: the divergences at each place, in nats, behind the data's words and behind the student's own, and the
 excess, KL(student | teacher) behind its own words over that behind the data's, less 1 (Arora et al., arXiv
-2204.01171, with the data's words in the place of the teacher's). Both count the same places of a language model's row:
-those behind the first --prompt tokens. The same --seed draws the same texts.
+2204.01171, with the data's words in the place of the teacher's). Of a language model's rows both count what is behind
+the first --prompt tokens; what is drawn stops where the student ends a text, and goes on over the borders of documents,
+so take rows of one document (a source of long texts) for a fair comparison. The same --seed draws the same texts.
 Left out: several draws for a row; what people make of the texts.
 """
 

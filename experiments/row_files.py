@@ -38,13 +38,18 @@ def write(
       settings: "rows_per_file", with whatever else must be the same when a folder is gone on with.
       rows: of the training split.
       make: (place of the first, rows of a file) -> the rows that are written.
-      others: the other splits' rows, read only if they are not there yet.
+      others: the other splits' rows, read only if they are not there yet; written before the training rows.
 
     Raises:
       UserError: the folder holds rows of other settings, or cannot be written.
     """
     check_settings(folder, settings)
     size, written = settings["rows_per_file"], 0
+    for split, read in others.items():  # first: what is wrong with them should not wait for the training rows
+        path = folder / f"{split}.jsonl"
+        if not path.is_file():
+            _save(path, split, read())
+            written += 1
     for start, part in pieces(rows, size):
         path = folder / f"train-{start // size:05d}.jsonl"
         if path.is_file():
@@ -52,11 +57,6 @@ def write(
         _save(path, "train", make(start, part))
         written += 1
         print(f"{start + len(part)} of {len(rows)} rows", flush=True)
-    for split, read in others.items():
-        path = folder / f"{split}.jsonl"
-        if not path.is_file():
-            _save(path, split, read())
-            written += 1
     return written
 
 

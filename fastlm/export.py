@@ -49,7 +49,7 @@ def main() -> None:
     weights = kept_as()
     target = Path(TO.value).expanduser()
     workdir_files.require_free(target)
-    mesh = meshes.make()
+    mesh = meshes.alone()
     jax.set_mesh(mesh)
     restored = restore.restore(WORKDIR.value, mesh, step=STEP.value, average=AVERAGE.value)
     cfg = restored.model.cfg
@@ -115,9 +115,9 @@ def ranges_of(model: Model, restored: restore.Restored, weights: str) -> onnx_ca
     if weights != onnx.STATIC:
         return None
     asked = quality.Asked(SOURCE.value, SPLIT.value, batch_size=8, batches=CALIBRATION_BATCHES.value)
-    longest = min(LENGTH.value or CALIBRATION_LENGTH.value, quality.data_of(restored, asked)[0].length)
-    asked = dataclasses.replace(asked, length=longest)
-    return onnx_calibration.ranges(restored, model, LENGTH.value or None, meshes.make(), asked)
+    given = [CALIBRATION_LENGTH.value, *filter(None, [LENGTH.value]), quality.data_of(restored, asked)[0].length]
+    asked = dataclasses.replace(asked, length=min(given))
+    return onnx_calibration.ranges(restored, model, LENGTH.value or None, meshes.alone(), asked)
 
 
 def tokenizer_files(restored: restore.Restored) -> dict[str, bytes]:

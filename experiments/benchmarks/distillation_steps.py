@@ -23,6 +23,7 @@ from absl import flags
 from experiments import steps as training_steps
 from fastlm import command_line
 from fastlm.compress import distill, mixture
+from fastlm.errors import UserError
 from fastlm.measurement import workers
 from fastlm.tasks.scoring import to_device
 from fastlm.training import build
@@ -32,10 +33,17 @@ PLAIN, LIVE, CACHED = "no teacher", "live teacher", "cached targets"
 
 
 def variants(config: Mapping[str, Any], cache: str) -> dict[str, dict[str, Any]]:
-    """Returns the config of each variant; with targets from disk the weights of the terms stay what they are."""
+    """Returns the config of each variant; with targets from disk the weights of the terms stay what they are.
+
+    Raises:
+      UserError: terms that a cache cannot stand in for.
+    """
     section = config[distill.NAME]
     own = [weight for term, weight in section["terms"] if term == mixture.OWN]
     rest = [weight for term, weight in section["terms"] if term != mixture.OWN]
+    others = [term for term, _ in section["terms"] if term != mixture.OWN]
+    if [other.partition("(")[0] for other in others] != ["forward_kl"]:
+        raise UserError(f"config.distilled.terms: a cache stands in for one 'forward_kl', not for {others}")
     terms = tuple((mixture.OWN, weight) for weight in own) + ((mixture.CACHED, rest[0]),)
     return {
         PLAIN: {**config, "wrappers": tuple(name for name in config["wrappers"] if name != distill.NAME)},

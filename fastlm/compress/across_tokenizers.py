@@ -72,7 +72,13 @@ def load(
     most = found.cfg.max_length
     if length > most:
         raise UserError(f"{where} reads at most {most} tokens, {WHERE}.teacher_length is {length}; lower it")
-    length = length or min(most, measured_length(setting, found.tokenizer))
+    needed = length or measured_length(setting, found.tokenizer)
+    if needed > most:
+        raise UserError(
+            f"{where} reads at most {most} tokens, and rows of config.data.length={setting.length} need about {needed} "
+            f"of its own; lower that, or set {WHERE}.teacher_length to {most} and lose their ends"
+        )
+    length = needed
     theirs = dataclasses.replace(setting, tokenizer=found.tokenizer, length=length)
     return teachers.load(theirs, workdir, step, dtype, weights), Retokenizer(setting.tokenizer, found.tokenizer, length)
 

@@ -89,8 +89,12 @@ def wrapped(task: Task, setting: Setting, teacher: Teacher, blocks: Blocks, weig
     """Returns the task of matching a teacher block by block; what `predict` says is still the whole student's.
 
     Raises:
-      UserError: blocks that cannot be compared, or none that differ.
+      UserError: blocks that cannot be compared, or none that differ; a student that starts from nothing.
     """
+    if not setting.start:
+        raise UserError(
+            f"{WHERE}: only what is converted learns, so all else has to be the teacher's; set config.init.source"
+        )
     check(setting.model.cfg, teacher.cfg)
     modules = attention_kinds.converted(teacher.cfg, setting.model.cfg)
     layers = tuple(sorted({int(module.split("/")[1]) for module in modules}))

@@ -34,6 +34,7 @@ class Setting:
       steps: of the whole run.
       checkpoint: `(workdir, step) -> Checkpoint`; raises a `UserError` that names what is missing.
       documents: `() -> the training texts, by source`.
+      start: workdir of the model whose weights the student begins with; "" for random ones.
     """
 
     model: Model
@@ -44,3 +45,4 @@ class Setting:
     steps: int
     checkpoint: Callable[[str, str], Checkpoint]
     documents: Callable[[], Sequence[Documents]] = tuple
+    start: str = ""

@@ -88,7 +88,8 @@ class Programs(ExportedPrograms):
             arrays = {key: np.asarray(value) for key, value in values.items()}
             if "segments" in told["inputs"] or "segments" not in arrays:
                 return answers(arrays)
-            return by_document(lambda rows: answers({"tokens": rows}), arrays["tokens"], arrays["segments"], width)
+            read = lambda rows: answers({"tokens": rows})
+            return by_document(read, arrays["tokens"], arrays["segments"], width, self.length_of("forward") or 0)
 
         return jax.pure_callback(call, shape, dict(given))
 
@@ -154,13 +155,14 @@ class Decoding:
 
 
 def by_document(
-    call: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray, segments: np.ndarray, width: int
+    call: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray, segments: np.ndarray, width: int, filled: int = 0
 ) -> Float[np.ndarray, "B T V"]:
     """Returns logits of every document of packed rows read alone; zeros where a row is padding.
 
     Args:
       call: from rows [b, T'] to logits [b, T', V].
       tokens, segments: [B, T]; segments number the documents of a row, and are 0 where it is padding.
+      filled: how long `call` makes every row, if it does.
     """
     result = np.zeros((*tokens.shape, width), np.float32)
     pieces = []
@@ -168,7 +170,7 @@ def by_document(
         borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
         pieces += [(row, start, stop) for start, stop in itertools.pairwise(borders) if numbers[start]]
     longest = max((stop - start for _, start, stop in pieces), default=1)
-    several = max(1, AT_ONCE // (longest * width))
+    several = max(1, AT_ONCE // (max(longest, filled) * width))
     for begin in range(0, len(pieces), several):
         group = pieces[begin : begin + several]
         rows = np.zeros((len(group), longest), np.int32)

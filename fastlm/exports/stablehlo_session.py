@@ -51,6 +51,8 @@ class Programs(ExportedPrograms):
             raise UserError(
                 f"'{name}' of {self.folder} is for {', '.join(program.platforms)}; this is {jax.default_backend()}"
             )
+        if program.nr_devices != 1:
+            raise UserError(f"'{name}' of {self.folder} is for {program.nr_devices} devices; export again")
         return program
 
     def forward(self, params: Any, given: Mapping[str, Array]) -> Float[Array, "B ... C"]:

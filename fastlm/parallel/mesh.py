@@ -37,6 +37,12 @@ def make(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def alone() -> Mesh:
+    """Returns a mesh of one device: what is exported from there runs on any number of them."""
+    shape, kinds = (1,) * len(AXES), (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=jax.local_devices()[:1])
+
+
 def share_weights(tensor: int) -> Mesh:
     """Returns a mesh over all devices in which `tensor` of them share each weight: what --tensor asks for.
 

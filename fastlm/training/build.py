@@ -77,7 +77,7 @@ class Experiment:
 
     def setting(self) -> Setting:
         """Returns what wrappers may know of the run."""
-        return _setting(self.model, self.kind, self.tokenizer, self.mesh, self.data, self.training)
+        return _setting(self.model, self.kind, self.tokenizer, self.mesh, self.data, self.training, self.init)
 
     def create_state(self, model_params: Any = None) -> states.State:
         """Returns the state before the first step (run it under `jit`), from given weights if there are any."""
@@ -134,7 +134,7 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     model = Model(cfg, compute)
     kind.check_scoring(model)
     _check_prompts(sample.prompts, tokenizer, model)
-    setting = _setting(model, kind, tokenizer, mesh, data, training)
+    setting = _setting(model, kind, tokenizer, mesh, data, training, chosen["init"])
     task = _wrapped(kind.make(model, tokenizer), setting, config)
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
     optimizer = make_optimizer(section("optimizer"), schedule, task, shapes)
@@ -162,10 +162,16 @@ def build(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
 
 
 def _setting(
-    model: Model, kind: TaskKind, tokenizer: tokenizers.Tokenizer, mesh: Mesh, data: Data, training: Training
+    model: Model,
+    kind: TaskKind,
+    tokenizer: tokenizers.Tokenizer,
+    mesh: Mesh,
+    data: Data,
+    training: Training,
+    init: Init,
 ) -> Setting:
     documents = functools.partial(kind.documents, data)
-    return Setting(model, kind, tokenizer, mesh, data.length, training.steps, _checkpoint, documents)
+    return Setting(model, kind, tokenizer, mesh, data.length, training.steps, _checkpoint, documents, init.source)
 
 
 def _checkpoint(workdir: str, step: str) -> initial.Start:

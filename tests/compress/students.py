@@ -66,6 +66,7 @@ def setting(student=SMALL, name="language_modeling", steps=20, stored=None, **te
         LENGTH,
         steps,
         lambda workdir, step: stored,
+        start="runs/teacher",
     )
 
 

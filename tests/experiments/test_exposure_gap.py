@@ -36,6 +36,7 @@ def test_places_behind_the_prompt_count_and_draws_are_of_the_seed():
     assert one[DATA] == other[DATA] and one[OWN]["reverse_kl"] != other[OWN]["reverse_kl"]
     mask = sum(float(students.batch(seed=number)["loss_mask"][:, 4:].sum()) for number in range(2))
     assert one[DATA]["count"] == mask
+    assert 0 < one[OWN]["count"] <= 2 * (students.ROWS - 1) * (students.LENGTH + 1 - 5)  # a row scores nothing
     assert one[DATA]["reverse_kl"] > 0 and one[OWN]["reverse_kl"] > 0
 
 
