@@ -38,7 +38,7 @@ from fastlm.tasks.task import Read, Task
 
 VALUE, SLOPE, TAUGHT, BEGINS = "span_value", "span_slope", "taught", "begins"
 SAMPLE = 1 << 16  # characters of text by which lengths are compared
-MARGIN = 1.15  # rows differ
+MARGIN = 1.2  # rows differ, by a fifth where they have few tokens
 SPELLED = "Fellow citizens, in 1790 we met."
 NATS_PER_BIT = math.log(2)
 

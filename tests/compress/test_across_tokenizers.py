@@ -215,6 +215,9 @@ def test_rows_of_the_teacher_are_as_long_as_the_texts_need():
     assert length("abcd" * 50, "never read") == 24  # the other source needs more
     with pytest.raises(UserError, match=r"distilled\.teacher_length: there is no text to measure it by; set it"):
         wrapped(here, teacher_length=0)
+    long = dataclasses.replace(here, length=64, documents=lambda: [["efgh" * 50]])
+    with pytest.raises(UserError, match=r"reads at most 32 tokens, and rows of config\.data\.length=64 need about"):
+        wrapped(long, teacher_length=0)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,8 @@ def test_blocks_learn_nothing_else(more):
 def test_what_else_is_refused():
     with pytest.raises(UserError, match=r"blocks: train: 'everything' is unknown; one of: attention, block"):
         wrapped(setting(LOCAL, cfg=SMALL), terms=(("blocks(train='everything')", 1.0),))
+    with pytest.raises(UserError, match=r"all else has to be the teacher's; set config\.init\.source"):
+        wrapped(dataclasses.replace(setting(LOCAL, cfg=SMALL), start=""), terms=BLOCKS)
     about = setting(dataclasses.replace(SMALL, attention="linformer(rank=4)"), "masked_language_modeling", cfg=SMALL)
     task = wrapped(about, terms=BLOCKS)
     params = {"model": jax.jit(about.model.init)(jax.random.key(0))}

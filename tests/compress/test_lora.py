@@ -137,6 +137,8 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_a_plain_model(tiny_confi
         atol=2e-5,
     )
     assert json.loads((tmp_path / "straight" / "config.json").read_text())["wrappers"] == ["lora"]
+    tiny_config["lora"] = {"rank": 2, "alpha": 16.0}  # a key with its default, which older runs did not know
+    assert run("straight").status == "finished"
     tiny_config["lora"] = {"rank": 3}
     with pytest.raises(UserError, match=r"holds a run with lora.rank=2, but the config says 3"):
         run("straight")
