@@ -150,6 +150,7 @@ def test_what_is_reported_is_of_the_text_that_both_judge():
     assert metrics["weight_span_likelihood"] == pytest.approx(0.7)
 
 
+@pytest.mark.slow
 def test_a_student_with_other_tokens_learns_from_a_teacher():
     """The teacher knows these texts; from it alone the student comes to know them too."""
     here = about()

@@ -40,7 +40,7 @@ def evaluated(task, params, name="language_modeling", step=0):
     return task.summarize({key: np.asarray(value, np.float64) for key, value in sums.items()})
 
 
-@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("name", SOME_AT_ONCE)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name):
     """KL and all features are zero, of every task; the two losses are one number."""
     features = ("hidden", "hidden(distance='cosine')", "embeddings", "attention", "attention_scores", "relations")
@@ -206,7 +206,8 @@ def test_memory_goes_on_from_row_to_row_in_both():
     assert jax.tree.structure(carried) == jax.tree.structure(carry)
 
 
-@pytest.mark.parametrize("lora_first", [pytest.param(True, marks=SLOWLY), False])
+@SLOWLY
+@pytest.mark.parametrize("lora_first", [True, False])
 def test_it_stacks_with_lora(lora_first):
     about = setting()
     task = about.kind.make(about.model, about.tokenizer)
