@@ -1,9 +1,9 @@
 """What a teacher costs a training step: none, alive, or its targets from disk; the way from the data included.
 
     launch/local.sh -m experiments.teacher_targets --config configs/distill/language_model.py --folder runs/targets \\
-        --steps 100
+        --config.training.steps=64
     launch/local.sh -m experiments.benchmarks.distillation_steps --config configs/distill/language_model.py \\
-        --cache runs/targets
+        --config.training.steps=64 --cache runs/targets
 
 A turn is --steps steps of the trainer's own compiled step, each on the next batch of the config's own reader, to which
 the third variant joins the targets; the variants take turns in one process. The figures are medians over turns, ratios
