@@ -53,6 +53,7 @@ def test_a_decoder_and_what_it_refuses(tmp_path):
     refuses("go with --attention_maps", "evaluate", "--workdir", workdir, "--text", "a")
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_is_given_its_target_or_writes_one(tmp_path, monkeypatch):
     workdir = converted("marian", tmp_path)
     found, _ = maps(workdir, tmp_path / "maps", "--text", "abc", "--text", "a cab")

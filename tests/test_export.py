@@ -55,6 +55,7 @@ def test_stablehlo_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_
     refuses("no onnx export", "evaluate", "--runtime", "onnx", "--workdir", target, *score)
 
 
+@pytest.mark.slow
 def test_onnx_writes_and_scores_like_the_workdir_it_came_from(workdir, tmp_path):
     target, text = tmp_path / "out", tmp_path / "text.jsonl"
     outcome = call("export", "--workdir", workdir, "--format", "onnx", "--to", target)
@@ -174,6 +175,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(workdir, tmp_path, monkeypatc
     refuses("could not be written (", *ask[:-1], tmp_path / "file" / "new")
 
 
+@pytest.mark.slow
 def test_what_onnx_writes_of_sources_is_scored_as_the_workdir_s_own(tmp_path):
     """By a search, as translators are; the search moves the runtime's caches between beams."""
     folder = with_tokenizer(copied("bart", tmp_path / "bart"), {})

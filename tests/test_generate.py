@@ -135,6 +135,7 @@ def test_models_that_write_nothing(tmp_path):
     refuses("a model of this task writes no text", "generate", "--workdir", workdir, "--prompt", "a")
 
 
+@pytest.mark.slow
 def test_a_draft_changes_the_readings_and_not_the_text(tmp_path):
     workdir = converted("llama", tmp_path)
     plain = said(workdir, "--prompt", "abab")

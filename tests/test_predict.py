@@ -83,6 +83,7 @@ def test_a_model_that_tags_tokens_answers_no_questions(classes, tmp_path):
     assert options_of(tmp_path / "back")["architectures"] == ["BertForTokenClassification"]
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_writes_for_each_row(tmp_path):
     workdir = converted("marian", tmp_path, "--max_length", "16")
     one, other = answers(workdir, "--row", '{"source": "abc"}', "--text", "a cab")

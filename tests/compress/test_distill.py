@@ -130,7 +130,8 @@ def test_no_gradient_reaches_the_teacher():
     assert sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(own)) > 1
 
 
-@pytest.mark.parametrize("pieces", [2, pytest.param(4, marks=SLOWLY)])
+@SLOWLY
+@pytest.mark.parametrize("pieces", [2, 4])
 def test_microbatches_sum_to_the_large_batch(pieces):
     about = setting()
     terms = (("cross_entropy", 0.3), ("reverse_kl", 0.7), ("hidden", 0.5), ("relations(of='qv', heads=2)", 0.5))

@@ -81,7 +81,9 @@ def test_eight_bits_are_a_quarter_and_nearly_the_same():
     assert 0 < difference < 0.02
 
 
-@pytest.mark.parametrize("attention", ["full", "local(window=4)", "chunk(size=3)"])
+@pytest.mark.parametrize(
+    "attention", ["full", "local(window=4)", pytest.param("chunk(size=3)", marks=pytest.mark.slow)]
+)
 def test_every_way_to_write_takes_eight_bits(attention):
     model, params = made("int8", attention=attention)
     texts = list(np.concatenate(list(sample.generate(model, params, ROWS, max_tokens=6, how=GREEDY)), axis=1))

@@ -46,6 +46,7 @@ def test_texts_are_the_same(alone_and_cut):
     np.testing.assert_array_equal(on_the_mesh(texts), alone)
 
 
+@pytest.mark.slow
 def test_every_way_to_write_does(alone_and_cut):
     model, params, on_the_mesh = alone_and_cut
 

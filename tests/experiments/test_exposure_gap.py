@@ -9,7 +9,7 @@ from experiments.exposure_gap import DATA, OWN
 from fastlm.errors import UserError
 from tests.compress import students
 
-NAMES = ["language_modeling", "sequence_to_sequence"]
+NAMES = ["language_modeling", pytest.param("sequence_to_sequence", marks=pytest.mark.slow)]
 
 
 def sums(name, seed=0, draws=0):

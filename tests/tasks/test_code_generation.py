@@ -106,6 +106,7 @@ def test_pass_at_k_of_several_samples(isolated, trained, monkeypatch):
     assert [output["status"] for output in scored.outputs[:4]] == ["passed", "failed", "failed", "timed_out"]
 
 
+@pytest.mark.slow
 def test_a_model_that_learnt_nothing_solves_nothing(isolated, tmp_path, trained_workdir):
     asked = ["evaluate", "--workdir", trained_workdir, "--problems", tmp_path / "one.jsonl"]
     (tmp_path / "one.jsonl").write_text(

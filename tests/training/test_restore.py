@@ -38,7 +38,7 @@ def written(restored):
     return np.concatenate(list(chunks), axis=1)
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("average", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rounding_while_reading_gives_what_rounding_the_whole_gives(run, average, monkeypatch):
     mesh = meshes.make()
     plain = restore.restore(run, mesh, average=average)
