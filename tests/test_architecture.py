@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,12 @@ def test_only_build_and_entry_points_know_config_dicts():
 def test_only_mesh_py_makes_meshes():
     makers = {p.name for p in (ROOT / "fastlm").rglob("*.py") if "make_mesh(" in p.read_text()}
     assert makers == {"mesh.py"}
+
+
+def test_what_is_said_is_said_by_our_own_loggers():
+    """Absl's logger is Orbax's too, which is silenced while checkpoints are open."""
+    said = re.compile(r"from absl import .*\blogging\b(?! as absl_logging)|absl_logging\.(info|warning|error|log)")
+    assert [p.name for p in (ROOT / "fastlm").rglob("*.py") if said.search(p.read_text())] == []
 
 
 def test_top_level_is_fixed():

@@ -7,16 +7,17 @@ Left out: encoder-decoders, and batches of continuations.
 """
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from absl import logging
 
 from fastlm.data.tokenizers import Tokenizer
 from fastlm.decoding import sample
 from fastlm.decoding.likelihood import likelihoods, windows
 from fastlm.errors import UserError
 from fastlm.models import Model
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_TOKENS = 256
 MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -67,7 +68,7 @@ class Answers:
         cut = sum(len(ids) < len(prompt) for prompt, (ids, _) in zip(prompts, fitted))
         limited = sum(tokens < most for most, (_, tokens) in zip(wanted, fitted))
         if cut or limited:
-            logging.warning(
+            _logger.warning(
                 "of %d prompts %d are cut at their beginning, and the answers to %d limited to fewer tokens than "
                 "wanted: the model's context is %d tokens (model.max_length)",
                 *(len(requests), cut, limited, self.model.cfg.max_length),

@@ -9,18 +9,20 @@ Dims: B batch, T time.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float, Int
 
 from fastlm.errors import UserError
 from fastlm.models import Model, attention
 from fastlm.ops.cross_entropy import chunked_scores
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _say_what_is_cut(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], room:
     cut = sum(len(context) + len(continuation) > room + 1 for context, continuation in pairs)
     longer = sum(len(continuation) > room for _, continuation in pairs)
     if cut:
-        logging.warning(
+        _logger.warning(
             "%d of %d texts are cut at their beginning to the model's context of %d tokens (model.max_length); of %d "
             "of them the continuation alone is longer, and scored by its last %d tokens",
             *(cut, len(pairs), room, longer, room),

@@ -8,6 +8,7 @@ under load it is too low: deleting the file measures again.
 """
 
 import json
+import logging
 import os
 import re
 import time
@@ -17,8 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.typing import DTypeLike
+
+_logger = logging.getLogger(__name__)
 
 # (rows, inner, columns): a layer of a small model, and large squares. Accelerators need more work.
 SHAPES: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -123,4 +125,4 @@ def _write(path: Path, value: float) -> None:
         temporary.replace(path)
     except OSError as error:
         # Only costs the next start a second.
-        logging.warning("%s: cannot keep the measured peak (%s)", path, error)
+        _logger.warning("%s: cannot keep the measured peak (%s)", path, error)

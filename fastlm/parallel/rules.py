@@ -7,13 +7,15 @@ whose path theirs ends with, so no optimizer needs rules of its own.
 """
 
 import functools
+import logging
 import math
 from typing import Any
 
 import jax
-from absl import logging
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+_logger = logging.getLogger(__name__)
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -38,7 +40,7 @@ Axes = tuple[str | None, ...]
 
 @functools.lru_cache(maxsize=1024)
 def _log_dropped(name: str, size: int, mesh_axes: tuple[str, ...]) -> None:
-    logging.warning("axis '%s' of size %d is not divided by mesh axes %s: replicated", name, size, mesh_axes)
+    _logger.warning("axis '%s' of size %d is not divided by mesh axes %s: replicated", name, size, mesh_axes)
 
 
 def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -10,13 +10,13 @@ everything else that does not fit is an error, since half a model trains without
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.sharding import Mesh
 
 from fastlm import configuration
@@ -28,6 +28,8 @@ from fastlm.models import attention as attention_kinds
 from fastlm.ops import paths
 from fastlm.training import restore
 from fastlm.training.checkpoints import Checkpoints
+
+_logger = logging.getLogger(__name__)
 
 FREE = ("head", "pooler")  # parts of the tree that may be new, or left behind
 GROWING = "embedding/table"
@@ -214,7 +216,7 @@ def taken_over(old: Any, cfg: ModelConfig, rng: jax.Array, *, where: str, conver
                 "config.model so that it fits, or keep a part with config.init"
             )
     if new or left or grown:
-        logging.info("made anew: %s; left behind: %s; grown: %s", new, left, sorted(grown))
+        _logger.info("made anew: %s; left behind: %s; grown: %s", new, left, sorted(grown))
     fresh = jax.jit(lambda key: {path: paths.flatten(Model(cfg).init(key))[path] for path in [*new, *grown]})(rng)
     for path in grown:
         fresh[path] = jnp.concatenate([old[path], fresh[path][len(old[path]) :]])

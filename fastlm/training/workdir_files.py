@@ -2,17 +2,18 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from absl import logging
-
 from fastlm.errors import UserError, first_line
 from fastlm.models.huggingface import folders
 from fastlm.parallel import multihost
+
+_logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 TOKENIZER = "tokenizer"  # folder with the files of a tokenizer that came from elsewhere
@@ -44,7 +45,7 @@ def lock(workdir: Path) -> IO[str] | None:
             f"{workdir}: another process ({holder}) is training there; wait for it, stop it, or use another --workdir"
         ) from None
     except OSError as error:  # some network file systems have no locks; training there must stay possible
-        logging.warning("%s: no lock (%s); nothing keeps a second run from writing there", workdir, error.strerror)
+        _logger.warning("%s: no lock (%s); nothing keeps a second run from writing there", workdir, error.strerror)
         return file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,11 +57,9 @@ def test_of_a_kind_that_groups_tokens_too_they_do_not_depend_on_the_batch():
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def said(caplog):
     """What was logged, whatever the commands that other tests ran in this process made of the logger."""
-    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
-    monkeypatch.setattr(logging.get_absl_logger(), "disabled", False)
-    caplog.set_level("WARNING", logger="absl")
+    caplog.set_level("WARNING", logger="fastlm")
     return caplog
 
 

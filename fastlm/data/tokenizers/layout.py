@@ -5,12 +5,14 @@ token each; so a model reads what it was trained on. Left out: the spaces that a
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from absl import logging
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ def of_post_processor(processor: Any) -> tuple[Layout, Layout] | None:
     encodings = library.encode("text"), library.encode("text", "text")
     orders = [[number for number in encoding.sequence_ids if number is not None] for encoding in encodings]
     if orders != [[0], [0, 1]]:
-        logging.warning("the tokenizer's post-processor repeats texts or turns them round; it is left out")
+        _logger.warning("the tokenizer's post-processor repeats texts or turns them round; it is left out")
         return None
     one, two = map(_layout, encodings)
     return (one, two) if one.size + two.size else None
