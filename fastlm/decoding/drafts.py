@@ -147,7 +147,7 @@ def rewinds(model: Model) -> bool:
 def before_last(model: Model, params: Any, batch: Inputs, slots: int) -> Cache:
     """Returns the cache behind all of each prompt but its last token."""
     cache, memory = inputs.begin(model, params, slots, batch)
-    _, aux = model.features(params, batch.prompts, memory=memory, cache=cache, lengths=batch.lengths - 1)
+    _, aux = model.features(params, batch.prompts, memory=memory, cache=cache, lengths=batch.lengths - 1, empty=True)
     return aux["cache"]
 
 

@@ -74,7 +74,7 @@ def make(cfg: ModelConfig, rows: Rows, start: int | None, max_tokens: int) -> In
 def prefill(model: Model, params: Any, slots: int, inputs: Inputs) -> tuple[Cache, Float[Array, "B V"]]:
     """Reads the inputs; returns the cache and the logits after each prompt's last token."""
     cache, memory = begin(model, params, slots, inputs)
-    return read(model, params, cache, inputs, memory)
+    return read(model, params, cache, inputs, memory, empty=True)
 
 
 def begin(model: Model, params: Any, slots: int, inputs: Inputs) -> tuple[Cache, Memory | None]:
@@ -87,10 +87,15 @@ def begin(model: Model, params: Any, slots: int, inputs: Inputs) -> tuple[Cache,
 
 
 def read(
-    model: Model, params: Any, cache: Cache, inputs: Inputs, memory: Memory | None = None
+    model: Model, params: Any, cache: Cache, inputs: Inputs, memory: Memory | None = None, *, empty: bool = False
 ) -> tuple[Cache, Float[Array, "B V"]]:
-    """Reads prompts behind what the cache holds; returns the cache and the logits after each one's last token."""
-    hidden, aux = model.features(params, inputs.prompts, memory=memory, cache=cache, lengths=inputs.lengths)
+    """Reads prompts behind what the cache holds, or into one known to be `empty`, which is faster.
+
+    Returns the cache and the logits after each prompt's last token.
+    """
+    hidden, aux = model.features(
+        params, inputs.prompts, memory=memory, cache=cache, lengths=inputs.lengths, empty=empty
+    )
     last = jnp.take_along_axis(hidden, (inputs.lengths - 1)[:, None, None], axis=1)[:, 0]
     return aux["cache"], model.head(params, last)
 

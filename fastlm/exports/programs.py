@@ -43,15 +43,19 @@ class Program:
     outputs: tuple[str, ...]
 
 
-def programs(model: Model, params: Any, length: int | None = None, *, documents: bool = False) -> dict[str, Program]:
+def programs(
+    model: Model, params: Any, length: int | None = None, *, documents: bool = False, empty: bool = False
+) -> dict[str, Program]:
     """Returns a model's programs by name.
 
     Args:
       params: arrays or shapes.
       length: tokens of every row; None leaves that open.
       documents: whether the "forward" of a decoder takes segments, and so tells apart the documents of a row.
+      empty: whether "prefill" only reads into a cache of nothing, which is faster where attention over a cache is no
+        operator of the runtime's.
     """
-    return _Programs(model, params, length, documents).all()
+    return _Programs(model, params, length, documents, empty).all()
 
 
 @contextlib.contextmanager
@@ -74,9 +78,10 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 class _Programs:
-    def __init__(self, model: Model, params: Any, length: int | None, documents: bool) -> None:
+    def __init__(self, model: Model, params: Any, length: int | None, documents: bool, empty: bool) -> None:
         self._model, self._weights = model, jax.tree.structure(params)
         self._documents = documents and model.cfg.family == "decoder"
+        self._empty = empty
         # Symbols that a program has no array for may not stand in its constraints, so those with a cache by slot have
         # a scope of their own.
         self._slotted = self._cache_has_slots()
@@ -189,9 +194,8 @@ class _Programs:
             params = self._params(weights)
             memory = self._read_source(params, given)
             cache = whole.build(given)
-            cache, logits = inputs.read(
-                self._model, params, cache, inputs.Inputs(given["tokens"], given["lengths"]), memory
-            )
+            prompts = inputs.Inputs(given["tokens"], given["lengths"])
+            cache, logits = inputs.read(self._model, params, cache, prompts, memory, empty=self._empty)
             return {"logits": logits, **_named(flat(cache))}
 
         tokens = {"tokens": self._array("b", self._tokens), "lengths": self._array("b")}

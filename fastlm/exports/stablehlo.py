@@ -57,7 +57,7 @@ def write(folder: Path, model: Model, params: Any, length: int | None = None) ->
       UserError: the model needs `length`, or keeps a cache that has no such form.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    found = programs(model, shapes, length, documents=True)
+    found = programs(model, shapes, length, documents=True, empty=True)
     signature: dict[str, Any] = {"weights": WEIGHTS, "platforms": PLATFORMS, "programs": {}}
     for name, program in found.items():
         exported = lowered(name, program, flat(shapes))

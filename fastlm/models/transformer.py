@@ -170,6 +170,7 @@ class Model:
         memory: Memory | None = None,
         cache: Cache | None = None,
         lengths: Int[Array, "B"] | None = None,
+        empty: bool = False,
         packed: bool = True,
         rng: Array | None = None,
         capture: Iterable[str] = (),
@@ -184,6 +185,8 @@ class Model:
           cache: what `empty_cache` made; the tokens continue it. With segments too, only a row's first document
             does, and what is returned goes on from its last: that is how memory is carried from batch to batch.
           lengths: with a cache, how many tokens of each row are real; the rest pad a ragged batch of prompts.
+          empty: promises that the cache holds nothing yet: tokens then see one another alone, in whatever way is
+            fastest for a row without a cache, instead of all the slots.
           packed: a row may hold several documents; False promises one, so that `segment_ids` say only what is padding,
             which every kind of attention can leave out.
           rng: key for dropout; None runs deterministically.
@@ -204,7 +207,7 @@ class Model:
             for i in cfg.stack:
                 needs = ["carry"] if cache is not None and str(i) in cache.layers else []
                 attention_kinds.require(cfg.layer(i).attention, "packed", *needs)
-        positions, keys, offset = _places(tokens.shape, positions, segment_ids, cache)
+        positions, keys, offset = _places(tokens.shape, positions, segment_ids, cache, empty)
         mask = MaskSpec(cfg.family != "encoder", segment_ids, segment_ids, offset, lengths, packed)
         context = {"positions": positions, "mask": mask}
         source_segments = None
@@ -391,16 +394,16 @@ def _check_room(cfg: ModelConfig, cache: Cache | None, tokens: int) -> None:
 
 
 def _places(
-    shape: tuple[int, int], positions: Array | None, segment_ids: Array | None, cache: Cache | None
+    shape: tuple[int, int], positions: Array | None, segment_ids: Array | None, cache: Cache | None, empty: bool
 ) -> tuple[Int[Array, "B T"], Int[Array, "B S"], Int[Array, "B"] | None]:
     """Returns positions of tokens and of keys, and the slot of the first token where keys come from a cache."""
     rows, tokens = shape
-    start = jnp.zeros((rows,), jnp.int32) if cache is None else cache.length
+    start = jnp.zeros((rows,), jnp.int32) if cache is None or empty else cache.length
     if positions is None:
         positions = start[:, None] + jnp.arange(tokens, dtype=jnp.int32)
     elif cache is not None and segment_ids is not None:  # a row's first document goes on
         positions = positions + jnp.where(segment_ids == segment_ids[:, :1], start[:, None], 0)
-    if cache is None or segment_ids is not None:
+    if cache is None or empty or segment_ids is not None:
         return positions, positions, None
     return positions, jnp.broadcast_to(jnp.arange(cache.slots), (rows, cache.slots)), start
 

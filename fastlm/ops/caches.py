@@ -83,6 +83,10 @@ class KVCache:
         put = lambda old, new: constrain(written_by_head(old, new, offset), BY_HEAD)
         return self.replace(keys=put(self.keys, k), values=put(self.values, v))
 
+    def kept(self, x: Float[Array, "B T K H"]) -> Float[Array, "B T K H"]:
+        """Returns keys or values as they will be read once they are written."""
+        return x.astype(self.keys.dtype).astype(x.dtype)
+
 
 @flax.struct.dataclass
 class RoundedCache:
@@ -113,6 +117,11 @@ class RoundedCache:
             put(self.key_scales, key_scales),
             put(self.value_scales, value_scales),
         )
+
+    def kept(self, x: Float[Array, "B T K H"]) -> Float[Array, "B T K H"]:
+        """See `KVCache`."""
+        levels, scales = rounded(x)
+        return (levels * scales).astype(x.dtype)
 
 
 def keys_and_values(batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache | RoundedCache:

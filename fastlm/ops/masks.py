@@ -18,7 +18,7 @@ class MaskSpec:
       causal: a query sees no later slot. Static.
       packed: a row may hold several documents; where it is False, segments only say what is padding. Static.
       query_segments, key_segments: [B, T] and [B, S] document numbers within a row, or None.
-      offset: [B] slot of the first query when keys come from a cache, or None for slot 0.
+      offset: [B] slot of the first query when keys come from a cache, or None when a query's own row is all there is.
       lengths: [B] how many of the queries are real when they go into a cache, or None for all. A cache by slot may
         ignore it, since what lies behind a row's length is hidden and overwritten; a state must not.
     """

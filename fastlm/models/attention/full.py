@@ -42,7 +42,7 @@ class FullAttention(Attention):
         """Attends from `x` to `context` (the same array for self-attention).
 
         With a cache, `context` is written behind what is there; without context (cross-attention after
-        the first step) the cache is read as it is.
+        the first step) the cache is read as it is. An empty cache (no `mask.offset`) is only written.
         """
         del rng  # nothing here is random
         cfg = self.cfg
@@ -52,7 +52,8 @@ class FullAttention(Attention):
             q, k, v = self.queries_keys_values(x, context, positions)
             if cache is not None:
                 cache = cache.write(k, v, mask.start(x.shape[0]))
-        if cache is not None:
+                k, v = cache.kept(k), cache.kept(v)
+        if context is None or mask.offset is not None:
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
         options = self.scoring
         y = attention.dot_product_attention(q, k, v, mask, bias, form=self.compute.attention_form, **options)

@@ -120,13 +120,14 @@ class HierarchicalAttention(Attention):
         options = self.options
         q, k, v = self.queries_keys_values(x, context, positions)
         look = self.scoring
-        if cache is None:
+        start = mask.start(x.shape[0])
+        if cache is not None:
+            cache = write(cache, k, v, start, options)
+        if mask.offset is None:  # no cache, or an empty one
             attend = lambda v: near_and_far(q, k, v, mask.key_segments, causal=mask.causal, options=options, **look)
             y = attend(v)
         else:
             zero = jnp.zeros((x.shape[0],), jnp.int32)
-            start = mask.start(x.shape[0])
-            cache = write(cache, k, v, start, options)
             y = attend_cached(q, cache, start, options, **look)
             k, v = (t.astype(q.dtype) for t in (cache.tokens.k, cache.tokens.v))
             attend = lambda v: attend_cached(q, write(cache, k, v, zero, options), start, options, **look)

@@ -121,7 +121,7 @@ class LatentAttention(Attention):
             rows = self._rows(context, angles)
             if cache is not None:
                 cache = cache.write(rows, mask.start(x.shape[0]))
-        if cache is not None:
+        if context is None or mask.offset is not None:  # else the cache was empty
             rows = cache.rows.astype(q.dtype)
         rank, rotary = self.options.widths(cfg)
         # With P = 0 the configured scale, 1 / sqrt(H) by default; otherwise as much smaller as the sums are longer.

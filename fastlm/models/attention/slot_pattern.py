@@ -56,10 +56,11 @@ class SlotPatternAttention(Attention):
         q, k, v = self.queries_keys_values(x, context, positions)
         aux: dict[str, Any] = {"qkv": (q, k, v)} if "qkv" in self.capture else {}
         rows = functools.partial(self.rows, mask=mask)
-        if cache is None:
+        if cache is not None:
+            cache = cache.write(k, v, mask.start(x.shape[0]))
+        if mask.offset is None:  # no cache, or an empty one
             y = rows(q, k, v)
         else:
-            cache = cache.write(k, v, mask.start(x.shape[0]))
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
             slots_of = functools.partial(self.slots_of, slots=k.shape[1])
             y = attend_cached(q, k, v, mask.start(x.shape[0]), slots_of, rows, **self.scoring)

@@ -124,9 +124,14 @@ def test_step_by_step_from_ragged_prompts_equals_all_at_once(case):
     whole = alone(x)
     cache = kinds.empty_cache(case.spec, cfg, 2, 12, jnp.float32)
     garbage = jnp.where(jnp.arange(5)[:, None] < prompts[:, None, None], x[:, :5], 50.0)
-    y, cache = run(garbage, at(zero, 5), cache, offset=zero, lengths=jnp.asarray(prompts))
-    for row, length in enumerate(prompts):
-        np.testing.assert_allclose(y[row, :length], whole[row, :length], atol=case.tolerance)
+    written = []
+    for places in ({"offset": zero}, {}):  # read behind what may be there, and into a cache known to be empty
+        y, into = run(garbage, at(zero, 5), cache, lengths=jnp.asarray(prompts), **places)
+        for row, length in enumerate(prompts):
+            np.testing.assert_allclose(y[row, :length], whole[row, :length], atol=case.tolerance)
+        written.append(into)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=case.tolerance), *written)
+    cache = written[-1]
     for step in range(7):
         place = jnp.asarray(prompts + step)
         token = jnp.take_along_axis(x, place[:, None, None], axis=1)
