@@ -40,6 +40,19 @@ def get_config() -> ConfigDict:
         }
     )
 
+    config.pruned = ConfigDict(
+        {
+            "method": "masked",
+            "sparsity": "cubic(start=0.0, end=0.7, until=0.6)",
+            "score": "magnitude",
+            "allocation": "matrix",
+            "every": 10,
+            "until": 0.75,
+            "share": 0.3,
+            "paths": ("(cross_)?attention/(q|k|qk|v|out)", "feed_forward/(up|gate|down)"),
+        }
+    )
+
     # fastlm.training.initial.Init; with a source, of the model's keys those count that the command line names or that
     # differ from the values here; a config that sets one to the value here gives a section of its own,
     # config.model = ConfigDict({"dropout": 0.0}), of which every key counts

@@ -8,9 +8,14 @@ from collections.abc import Callable
 
 from fastlm.compress.distill import Distilled
 from fastlm.compress.lora import Lora
+from fastlm.compress.prune import Pruned
 from fastlm.compress.setting import Setting
 from fastlm.tasks.task import Task
 
 __all__ = ["WRAPPERS", "Setting"]
 
-WRAPPERS: dict[str, Callable[..., Callable[[Task, Setting], Task]]] = {"distilled": Distilled, "lora": Lora}
+WRAPPERS: dict[str, Callable[..., Callable[[Task, Setting], Task]]] = {
+    "distilled": Distilled,
+    "lora": Lora,
+    "pruned": Pruned,
+}

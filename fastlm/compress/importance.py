@@ -1,17 +1,22 @@
-"""How much the units of a model matter, and which to keep.
+"""How much weights and units of a model matter, and which units to keep.
 
-Notable: a score is a number for each of `models.units`, so that one that looks at activations or gradients needs no
-other code to cut by. `magnitude` looks at weights alone: a cheap baseline that needs no data, and misses units that are
-large but say what others say.
+Notable: two tables of small functions. `WEIGHTS` scores each weight of one matrix by its size and by what was seen of
+it (`evidence`): a number that is the higher the more the loss would suffer. A unit's score is a number for each of
+`models.units`, so that one that looks at activations or gradients needs no other code to cut by. `magnitude` looks at
+weights alone: a cheap baseline that needs no data, and misses units that are large but say what others say.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fastlm.compress.evidence import ABSOLUTE, GRADIENT, INPUTS, SQUARE, Evidence
+from fastlm.errors import UserError, nearest
 from fastlm.models import ModelConfig, units
 from fastlm.models import attention as attention_kinds
 from fastlm.models.units import HIDDEN, Kept, Unit
@@ -20,6 +25,59 @@ from fastlm.ops.contract import dense
 from fastlm.ops.leaf import Leaf
 
 Scores = Mapping[Unit, Float[Array, "U"]]
+
+
+# --- weights ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OfWeights:
+    """A score of the weights of a matrix.
+
+    Attributes:
+      score: `(weights [I, O], what was seen of them, key) -> [I, O]`.
+      needs: which attributes of `Evidence` it looks at.
+      sums: whether, in training, it is summed over the steps, and not that of the last one.
+    """
+
+    score: Callable[[Array, Evidence, Array], Array]
+    needs: tuple[str, ...] = ()
+    sums: bool = False
+
+
+def _second_order(w: Array, seen: Evidence, key: Array) -> Array:
+    """What the loss rises by without a weight, to second order, with squared gradients for the curvature."""
+    return 0.5 * jnp.square(w) * seen.square - w * seen.gradient
+
+
+WEIGHTS: dict[str, OfWeights] = {
+    "magnitude": OfWeights(lambda w, seen, key: jnp.abs(w)),
+    # SNIP (arXiv 1810.02340): how fast the loss changes as the weight is scaled.
+    "gradient": OfWeights(lambda w, seen, key: jnp.abs(w * seen.gradient), (GRADIENT,)),
+    # Molchanov et al. (1906.10771): the same, of each batch alone.
+    "taylor": OfWeights(lambda w, seen, key: jnp.abs(w) * seen.absolute, (ABSOLUTE,)),
+    "taylor_second_order": OfWeights(_second_order, (GRADIENT, SQUARE)),
+    # Movement pruning (2005.07683): a weight that training moves away from zero matters.
+    "movement": OfWeights(lambda w, seen, key: -w * seen.gradient, (GRADIENT,), sums=True),
+    "activation": OfWeights(lambda w, seen, key: jnp.broadcast_to(jnp.sqrt(seen.inputs)[:, None], w.shape), (INPUTS,)),
+    # Wanda (2306.11695): the size of what a weight adds to its output.
+    "wanda": OfWeights(lambda w, seen, key: jnp.abs(w) * jnp.sqrt(seen.inputs)[:, None], (INPUTS,)),
+    "random": OfWeights(lambda w, seen, key: jax.random.uniform(key, w.shape)),
+}
+
+
+def of_weights(name: str, where: str) -> OfWeights:
+    """Finds a score.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    if name not in WEIGHTS:
+        raise UserError(f"{where}: no score '{name}'{nearest(name, WEIGHTS)}; one of: {', '.join(WEIGHTS)}")
+    return WEIGHTS[name]
+
+
+# --- units ------------------------------------------------------------------------------------------
 
 
 def magnitude(cfg: ModelConfig, params: Any) -> dict[Unit, Float[Array, "U"]]:

@@ -83,8 +83,8 @@ class Lora:
                 rows, columns = weights[path].shape
                 key = jax.random.fold_in(jax.random.fold_in(rng, 1), number)
                 a = jax.random.normal(key, (rows, self.rank)) * rows**-0.5
-                _put(thin, path, {"a": a, "b": jnp.zeros((self.rank, columns))})
-            return {**params, NAME: thin}
+                thin |= {f"{path}/a": a, f"{path}/b": jnp.zeros((self.rank, columns))}
+            return {**params, NAME: paths.nested(thin)}
 
         return init
 
@@ -118,10 +118,3 @@ class Lora:
 
 def _is_leaf(node: Any) -> bool:
     return isinstance(node, Leaf)
-
-
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split("/")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = value

@@ -9,7 +9,7 @@ norm. So rules read like the tree and need no anchors.
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,18 @@ from fastlm.errors import UserError
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Returns path -> leaf, in the order of `jax.tree.leaves`."""
     return {_join(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tree of dicts that has these leaves at their paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        inner = tree
+        for name in parents:
+            inner = inner.setdefault(name, {})
+        inner[last] = leaf
+    return tree
 
 
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:

@@ -31,6 +31,12 @@ def test_a_switch_has_no_way_between():
     assert over("switch(start=0, end=2)").tolist() == [0.0] * 20 + [2.0] * 6
 
 
+def test_a_way_may_begin_late_and_sparsity_is_raised_fast_first():
+    values = over("cubic(start=0, end=0.8, begin=0.25, until=0.75)")
+    assert values[:6].tolist() == [0.0] * 6 and values[15:].tolist() == [np.float32(0.8)] * 11
+    np.testing.assert_allclose(values[10], 0.8 * (1 - 0.5**3), rtol=1e-6)
+
+
 def test_a_number_stays():
     assert over(0.3).tolist() == [np.float32(0.3)] * 26
 
@@ -39,8 +45,9 @@ def test_a_number_stays():
     ("spec", "message"),
     [
         ("switsh(start=1, end=0)", "unknown schedule 'switsh'; did you mean 'switch'"),
-        ("switch(start=1, end=0, until=0)", "until above 0"),
+        ("switch(start=1, end=0, until=0)", "begin < until"),
         ("switch(start=1, end=-1)", "must be at least 0 and finite"),
+        ("cubic(start=0, end=1, begin=0.5, until=0.5)", "begin < until"),
         (float("inf"), "must be at least 0 and finite"),
     ],
 )
