@@ -1,5 +1,6 @@
 """Masks in training: neutral without zeros, exact counts as the schedule says, what each method does with a zero."""
 
+import itertools
 import math
 
 import jax
@@ -72,7 +73,7 @@ def test_counts_are_those_of_the_schedule_and_renewed_when_due(method):
     pruned = Pruned(method=method, sparsity=schedule, **SHARES)
     states, _ = trained(pruned(PLAIN, SETTING))
     wanted, value = pruned._sparsity(STEPS), 0.0
-    for number, (before, after) in enumerate(zip(states, states[1:])):
+    for number, (before, after) in enumerate(itertools.pairwise(states)):
         if number % 4 == 0 and number <= 10:
             value = float(wanted(number))
         for path, mask in ones(after).items():
