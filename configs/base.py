@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
             "terms": (("cross_entropy", 0.5), ("forward_kl(temperature=2.0)", 0.5)),
             "cache": "",
             "on_policy": {"share": 0.0, "prompt": 0, "temperature": 1.0},
+            "noise": {"rows": 0.0, "words": 0.4},
             "teacher_length": 0,
         }
     )

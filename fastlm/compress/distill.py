@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fastlm import configuration
-from fastlm.compress import across_tokenizers, blockwise, cached, mixture, on_policy, teachers
+from fastlm.compress import across_tokenizers, blockwise, cached, mixture, noise, on_policy, teachers
 from fastlm.compress.across_tokenizers import AcrossTokenizers
 from fastlm.compress.blockwise import BLOCKS
 from fastlm.compress.features import Pairs
@@ -35,6 +35,7 @@ from fastlm.compress.mixture import (
     Mixture,
     calibration_error,
 )
+from fastlm.compress.noise import Noise, Noisy
 from fastlm.compress.on_policy import WRITTEN, OnPolicy
 from fastlm.compress.setting import Setting
 from fastlm.compress.teachers import Teacher
@@ -61,6 +62,7 @@ class Distilled:
       cache: folder of a teacher's targets for the term "cached_kl"; with no other term of a teacher it need not be
         loaded, and may be left out of `teachers`.
       on_policy: keys of `on_policy.OnPolicy`: how often the student writes what it learns from.
+      noise: keys of `noise.Noise`: how many of the texts are changed before both read them.
       teacher_length: tokens of the rows of a teacher with another tokenizer; 0 for what the texts need.
     """
 
@@ -71,6 +73,7 @@ class Distilled:
     terms: tuple[tuple[str, float | str], ...] = ((OWN, 0.5), ("forward_kl(temperature=2.0)", 0.5))
     cache: str = ""
     on_policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    noise: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher_length: int = 0
 
     def __post_init__(self) -> None:
@@ -102,11 +105,14 @@ class Distilled:
         if terms[0].blocks is not None:
             return blockwise.wrapped(task, setting, loaded[0], terms[0].blocks, terms[0].weight)
         writer = on_policy.make(how, setting, f"{WHERE}.on_policy")
+        key, what = "on_policy.share", "of what the student writes"
+        if writer is None:
+            key, what = "noise.rows", "of changed texts"
+            with configuration.naming(f"{NAME}.noise"):
+                noisy = configuration.make(Noise, f"{NAME}.noise", self.noise)
+            writer = noise.make(noisy, setting, f"{WHERE}.noise")
         if writer and self.cache:
-            raise UserError(
-                f"{WHERE}.cache: knows nothing of what the student writes; empty it, or set "
-                f"{WHERE}.on_policy.share to 0"
-            )
+            raise UserError(f"{WHERE}.cache: knows nothing {what}; empty it, or set {WHERE}.{key} to 0")
         return _Wrapped(task, setting, terms, tuple(loaded), writer).task()
 
     def _across_tokenizers(self, task: Task, setting: Setting, terms: tuple[Term, ...], how: OnPolicy) -> Task:
@@ -118,8 +124,9 @@ class Distilled:
                     f"{WHERE}.terms: '{term.name}' compares place by place, '{spans}' with a teacher whose tokens are "
                     "others; leave one of them out"
                 )
-        if self.cache or how.share != 0:
-            key, value = ("cache", "empty it") if self.cache else ("on_policy.share", "set it to 0")
+        if self.cache or how.share != 0 or self.noise.get("rows"):
+            live = "on_policy.share" if how.share != 0 else "noise.rows"
+            key, value = ("cache", "empty it") if self.cache else (live, "set it to 0")
             raise UserError(f"{WHERE}.{key}: '{spans}' needs the teacher, and texts from the data; {value}")
         if len(self.teachers) != 1:
             raise UserError(f"{WHERE}.teachers: '{spans}' takes one teacher, got {len(self.teachers)}")
@@ -133,11 +140,12 @@ class Distilled:
 
     def _check_alone(self, terms: tuple[Term, ...]) -> None:
         """Refuses to have blocks that learn by themselves learn anything else."""
-        more = len(self.terms) > 1 or len(self.teachers) != 1 or self.cache or self.on_policy.get("share")
+        changed = self.on_policy.get("share") or self.noise.get("rows")
+        more = len(self.terms) > 1 or len(self.teachers) != 1 or self.cache or changed
         if more and any(term.blocks is not None for term in terms):
             raise UserError(
-                f"{WHERE}.terms: '{BLOCKS}' trains each block by itself: it takes one teacher, no other term, no cache "
-                "and no on_policy; train end to end afterwards (experiments.linearize does both)"
+                f"{WHERE}.terms: '{BLOCKS}' trains each block by itself: it takes one teacher, and no other term, "
+                "cache, on_policy or noise; train end to end afterwards (experiments.linearize does both)"
             )
 
     def _needed(self, terms: tuple[Term, ...], loaded: list[Teacher]) -> list[Teacher]:
@@ -160,7 +168,7 @@ class _Wrapped:
     setting: Setting
     terms: tuple[Term, ...]
     teachers: tuple[Teacher, ...]
-    writer: on_policy.Writer | None = None
+    writer: on_policy.Writer | Noisy | None = None
 
     def task(self) -> Task:
         """Returns the task."""
