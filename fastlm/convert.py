@@ -27,8 +27,7 @@ from fastlm.models import Compute, ModelConfig, huggingface
 from fastlm.models.config import HEADS
 from fastlm.parallel import mesh as meshes
 from fastlm.training import checkpoints, restore, workdir_files
-from fastlm.training.precision import loss_scale_for
-from fastlm.training.state import Skipped, State
+from fastlm.training import state as states
 
 FROM = flags.DEFINE_string("from", None, "a Hugging Face folder, a name of its hub, a .gguf file, or a fastlm workdir")
 TO = flags.DEFINE_string("to", None, "folder to write; must be new or empty")
@@ -241,7 +240,7 @@ def write_workdir(workdir: Path, model: Converted) -> None:
     files = checkpoints.Checkpoints(workdir)
     for name, content in model.tokenizer_files.items():
         workdir_files.write_whole(workdir / workdir_files.TOKENIZER / name, content)
-    files.save(0, _state(params), _about(model, tokenizer))
+    files.save(0, states.of_model(params), _about(model, tokenizer))
     files.close()
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
     say(f"wrote step 0 to {workdir}: {size:,} bytes")
@@ -289,13 +288,6 @@ def read_tokenizer_files(folder: str | Path) -> dict[str, bytes]:
     if not files:
         raise UserError(f"{folder}: holds none of {', '.join(huggingface.folders.TOKENIZER_FILES[:4])} ...")
     return files
-
-
-def _state(params: Any) -> State:
-    """A state that holds a model and nothing of a training."""
-    zero = jax.numpy.zeros((), jax.numpy.int32)
-    key = jax.random.key_data(jax.random.key(0))
-    return State(zero, {"model": params}, (), (), (), (), loss_scale_for(jax.numpy.float32), key, Skipped(zero, zero))
 
 
 def _about(model: Converted, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:

@@ -20,21 +20,22 @@ class Outcome(NamedTuple):
 
 
 def call(entry, *arguments):
-    """Runs `python -m fastlm.<entry> <arguments>` in this process."""
+    """Runs `python -m fastlm.<entry> <arguments>`, or `python -m experiments.<name> ...`, in this process."""
+    module = entry if entry.startswith("experiments.") else f"fastlm.{entry}"
     out, err = io.StringIO(), io.StringIO()
     defined, argv, status = set(flags.FLAGS), sys.argv, 0
     hooks = sys.unraisablehook, threading.excepthook
     sys.argv = [entry, *map(str, arguments)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_module(f"fastlm.{entry}", run_name="__main__", alter_sys=True)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         status = end.code or 0
     finally:
         sys.argv = argv
         sys.unraisablehook, threading.excepthook = hooks
         for name in set(flags.FLAGS) - defined:
-            if flags.FLAGS.find_module_defining_flag(name).endswith(f"fastlm/{entry}.py"):
+            if re.search(rf"experiments[./]|fastlm/{entry}\.py$", flags.FLAGS.find_module_defining_flag(name)):
                 delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
     return Outcome(status, out.getvalue(), err.getvalue())

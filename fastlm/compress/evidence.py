@@ -30,7 +30,9 @@ class Evidence:
 
     Attributes:
       gradient: of the mean loss.
-      absolute, square: means over batches of what the gradient of each is in size, and squared.
+      absolute: mean over batches of what the gradient of each is in size.
+      square: the loss's curvature by the empirical Fisher information: mean over batches of the squared gradient of
+        each, times what its loss counts (gradients of single predictions add up like noise).
       inputs: mean square of each input.
       products: mean product of each input with each.
     """
@@ -147,7 +149,7 @@ def _read_batch(task: Task, matrices: frozenset, wanted: frozenset, params: Any,
 
     (of_arrays, of_probes), count = jax.grad(loss, argnums=(0, 1), has_aux=True)(arrays, probes)
     found: dict[str, dict[str, Any]] = {path: {} for path in own}
-    forms = {GRADIENT: lambda g: g, ABSOLUTE: jnp.abs, SQUARE: jnp.square}
+    forms = {GRADIENT: lambda g: g, ABSOLUTE: jnp.abs, SQUARE: lambda g: count * jnp.square(g)}
     for path, g in of_arrays.items():
         found[path] |= {name: form(g) for name, form in forms.items() if name in gradients}
     for path, read in of_probes.items():

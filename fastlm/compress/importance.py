@@ -7,13 +7,13 @@ weights alone: a cheap baseline that needs no data, and misses units that are la
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fastlm.compress.evidence import ABSOLUTE, GRADIENT, INPUTS, SQUARE, Evidence
 from fastlm.errors import UserError, nearest
@@ -45,18 +45,15 @@ class OfWeights:
     sums: bool = False
 
 
-def _second_order(w: Array, seen: Evidence, key: Array) -> Array:
-    """What the loss rises by without a weight, to second order, with squared gradients for the curvature."""
-    return 0.5 * jnp.square(w) * seen.square - w * seen.gradient
-
-
 WEIGHTS: dict[str, OfWeights] = {
     "magnitude": OfWeights(lambda w, seen, key: jnp.abs(w)),
     # SNIP (arXiv 1810.02340): how fast the loss changes as the weight is scaled.
     "gradient": OfWeights(lambda w, seen, key: jnp.abs(w * seen.gradient), (GRADIENT,)),
     # Molchanov et al. (1906.10771): the same, of each batch alone.
     "taylor": OfWeights(lambda w, seen, key: jnp.abs(w) * seen.absolute, (ABSOLUTE,)),
-    "taylor_second_order": OfWeights(_second_order, (GRADIENT, SQUARE)),
+    # Optimal Brain Damage, with Fisher's information for the curvature (1801.05787): what the loss rises by where its
+    # gradient is zero. With a first-order term added, signs of the gradient decide, and half of them are a bad half.
+    "taylor_second_order": OfWeights(lambda w, seen, key: 0.5 * jnp.square(w) * seen.square, (SQUARE,)),
     # Movement pruning (2005.07683): a weight that training moves away from zero matters.
     "movement": OfWeights(lambda w, seen, key: -w * seen.gradient, (GRADIENT,), sums=True),
     "activation": OfWeights(lambda w, seen, key: jnp.broadcast_to(jnp.sqrt(seen.inputs)[:, None], w.shape), (INPUTS,)),
@@ -94,6 +91,36 @@ def magnitude(cfg: ModelConfig, params: Any) -> dict[Unit, Float[Array, "U"]]:
                 by_unit = jnp.sum(entries, axis=others).reshape(counts[unit], -1).sum(axis=1)
                 squares[unit] = squares.get(unit, 0.0) + by_unit
     return {unit: jnp.sqrt(total) for unit, total in squares.items()}
+
+
+def of_units(cfg: ModelConfig, scores: Mapping[str, Float[Array, "I O"]]) -> dict[Unit, Float[Array, "U"]]:
+    """Returns what the scores of weights say of units: the sum over all weights that read from a unit.
+
+    What nothing reads from (keys and values of a group) has the sum over those that write to it.
+    """
+    reads: dict[Unit, Any] = {}
+    writes: dict[Unit, Any] = {}
+    counts = units.counts(cfg)
+    for path, score in scores.items():
+        for axis, (unit, found) in enumerate(zip(units.axes(cfg)[path], (reads, writes))):
+            if unit is not None:
+                by_unit = jnp.sum(score, axis=1 - axis).reshape(counts[unit], -1).sum(axis=1)
+                found[unit] = found.get(unit, 0.0) + by_unit
+    return writes | reads
+
+
+def influence(hidden: Sequence[Float[Array, "B T D"]], real: Bool[Array, "B T"]) -> Float[Array, "L"]:
+    """Returns how much each layer turns what it reads: 1 - the mean cosine (block influence, arXiv 2403.03853).
+
+    Args:
+      hidden: what stands in the stream before each of L layers, and behind the last.
+    """
+    wide = [x.astype(jnp.float32) for x in hidden]
+    norms = [jnp.linalg.norm(x, axis=-1) for x in wide]
+    cosines = [
+        jnp.sum(a * b, axis=-1) / jnp.maximum(m * n, 1e-20) for a, b, m, n in zip(wide, wide[1:], norms, norms[1:])
+    ]
+    return jnp.stack([1 - jnp.sum(jnp.where(real, cosine, 0.0)) / jnp.sum(real) for cosine in cosines])
 
 
 def largest(cfg: ModelConfig, small: ModelConfig, scores: Scores) -> Kept:

@@ -1,7 +1,8 @@
 """The part of a trained model that a smaller one starts from: some of its layers, some of their width.
 
 Notable: what a part will be (`config`) is known from the architecture alone; which units it has (`take`), from the
-weights. Layers are named in words, see `layers_named`; units are those that `importance.magnitude` finds largest.
+weights. Layers are named in words, see `layers_named`; units are those with the highest scores, by default those that
+`importance.magnitude` finds largest.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fastlm.compress import importance
+from fastlm.compress.importance import Scores
 from fastlm.errors import UserError
 from fastlm.models import LayerConfig, ModelConfig, slicing
 from fastlm.models import attention as attention_kinds
@@ -49,16 +51,21 @@ class Part:
         units = [min(self.feed_forward_width or size, size) for size in (layer.feed_forward_width for layer in layers)]
         return slicing.resized(cfg, self.width or cfg.width, [n for n, _ in cut], [k for _, k in cut], units)
 
-    def take(self, cfg: ModelConfig, params: Any, mesh: Mesh) -> Any:
-        """Returns the weights of this part of a model, whose weights lie on `mesh`."""
+    def take(self, cfg: ModelConfig, params: Any, mesh: Mesh, scores: Scores | None = None) -> Any:
+        """Returns the weights of this part of a model, whose weights lie on `mesh`.
+
+        Args:
+          scores: of the units of the layers that are kept, on the host; None for `importance.magnitude`.
+        """
         small, deep = self.config(cfg), self._deep(cfg)
         if self.layers is not None:
             _, params = slicing.keep_layers(cfg, params, self.layers)
         if small == deep:
             return params
-        score = functools.partial(importance.magnitude, deep)
-        # Every process needs all scores, to choose the same.
-        scores = jax.device_get(jax.jit(score, out_shardings=NamedSharding(mesh, PartitionSpec()))(params))
+        if scores is None:
+            score = functools.partial(importance.magnitude, deep)
+            # Every process needs all scores, to choose the same.
+            scores = jax.device_get(jax.jit(score, out_shardings=NamedSharding(mesh, PartitionSpec()))(params))
         return slicing.keep_width(deep, params, importance.largest(deep, small, scores))[1]
 
     def describe(self, cfg: ModelConfig) -> str:

@@ -2,12 +2,12 @@
 
 Notable: one wrapper, and a table of methods that differ in what a zero learns and in how masks are renewed. Scores and
 allocations are those of `importance` and `masks`; what they look at is the gradient of the step itself.
-  kept              the zeros of the weights that training starts from (see `experiments.prune`) stay zero
+  kept              the zeros of the weights that training starts from (see `experiments.sparsify`) stay zero
   masked            as the schedule says, weights with the lowest scores are left out; they keep their value, and come
                     back if others fall below it (Zhu and Gupta, arXiv 1710.01878)
   straight_through  the same, and what is left out learns as if it were not (2006.07253, 2102.04010)
   regrown           RigL (1911.11134): as many as at the start; the smallest go, those with the largest gradient come
-Rewinding (1803.03635) is a checkpoint of earlier weights with later zeros: `experiments.prune --rewind`.
+Rewinding (1803.03635) is a checkpoint of earlier weights with later zeros: `experiments.sparsify --rewind`.
 Left out: zeros that multiply faster; unstructured sparsity saves bytes, and no time on any backend of XLA.
 """
 
@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from fastlm import configuration
 from fastlm.compress import importance, masks, schedules
-from fastlm.compress.evidence import INPUTS, PRODUCTS, Evidence
+from fastlm.compress.evidence import ABSOLUTE, GRADIENT, Evidence
 from fastlm.compress.setting import Setting
 from fastlm.errors import UserError, nearest
 from fastlm.ops import paths
@@ -108,7 +108,7 @@ class Pruned:
     Attributes:
       method: one of `METHODS`.
       sparsity: share of zeros in the matrices, a number or a schedule; with an N:M allocation, that decides.
-      score: one of `importance.WEIGHTS` that looks at no inputs.
+      score: one of `importance.WEIGHTS` that looks at the gradient, or at weights alone.
       allocation: "matrix", "output", "global", "erdos_renyi", or "2:4".
       every: steps between two renewals of the masks.
       until: share of the run after which they stay as they are.
@@ -135,10 +135,10 @@ class Pruned:
                 f"config.{NAME}.method: no '{self.method}'{nearest(self.method, METHODS)}; one of: {', '.join(METHODS)}"
             )
         score = importance.of_weights(self.score, f"config.{NAME}.score")
-        if {INPUTS, PRODUCTS} & set(score.needs):
+        if not set(score.needs) <= {GRADIENT, ABSOLUTE}:
             raise UserError(
-                f"config.{NAME}.score: '{self.score}' looks at the inputs of products, which a training step does not "
-                "keep; prune with experiments.prune, then train with method 'kept'"
+                f"config.{NAME}.score: '{self.score}' looks at more than the gradient, which is all that a training "
+                "step keeps; prune with experiments.sparsify, then train with method 'kept'"
             )
         masks.allocation(self.allocation, f"config.{NAME}.allocation")
         self._sparsity(1)
@@ -152,14 +152,15 @@ class Pruned:
         Raises:
           UserError: a pattern that selects nothing, or weights that another wrapper has in another form.
         """
-        pruned = matrices({path: names for path, names in task.axes.items() if path.startswith("model/")}, self.paths)
+        sides = {path: names for path, names in task.axes.items() if path.startswith("model/")}
+        pruned = matrices(sides, self.paths, f"config.{NAME}.paths")
         sparsity = self._sparsity(setting.steps)
         outer = _Wrapper(self, METHODS[self.method], task.compression, pruned, setting.steps, sparsity)
         return dataclasses.replace(task, compression=outer.compression(), export=outer.export(task))
 
 
-def matrices(sides: Mapping[str, tuple[str | None, ...]], patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the paths of the matrices that patterns select.
+def matrices(sides: Mapping[str, tuple[str | None, ...]], patterns: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Returns the paths of the matrices that patterns select, of those with these logical axes.
 
     Raises:
       UserError: one of them selects nothing.
@@ -168,7 +169,7 @@ def matrices(sides: Mapping[str, tuple[str | None, ...]], patterns: tuple[str, .
     found = tuple(path for path, names in sides.items() if len(names) == 2 and matches(path))
     for pattern in patterns:
         if not any(paths.matches(pattern, path) for path in found):
-            paths.require_match(pattern, sides, f"config.{NAME}.paths")
+            paths.require_match(pattern, sides, where)
     return found
 
 
@@ -214,7 +215,7 @@ class _Wrapper:
         own, gradients = self._own(params), self._own(grads)
         sums, old = paths.flatten(state["sums"]), paths.flatten(state["masks"])
         scores = {
-            path: self._score.score(own[path], Evidence(g, jnp.abs(g), jnp.square(g)), jax.random.fold_in(rng, number))
+            path: self._score.score(own[path], Evidence(g, jnp.abs(g)), jax.random.fold_in(rng, number))
             for number, (path, g) in enumerate(gradients.items())
         }
         if self._score.sums:

@@ -1,7 +1,7 @@
 """Scores of a restored model by its task's own measure: on the split that its config ends with, or on any source."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -11,6 +11,7 @@ from fastlm.data.settings import Data, Evaluation
 from fastlm.errors import UserError
 from fastlm.tasks.kind import Scored, TaskKind
 from fastlm.tasks.scoring import to_device
+from fastlm.tasks.task import Batch
 from fastlm.training.restore import Restored
 
 USER_FILES = ("text", "jsonl", "tsv", "csv")
@@ -64,13 +65,24 @@ def read(restored: Restored, mesh: Mesh, asked: Asked) -> None:
     Raises:
       UserError: as `score`.
     """
-    kind, data, evaluation, split = _read_as(restored, mesh, asked)
-    trained, carry = restored.trained(kind, mesh), None
+    trained, carry = restored.trained(restored.kind(), mesh), None
     predict = jax.jit(trained.task.predict)
-    for batch in kind.eval_batches(trained.model.cfg, trained.tokenizer, data, evaluation, split, asked.batches):
-        on_device = to_device(batch, mesh)
+    for on_device in batches(restored, mesh, asked):
         carry = trained.task.carry(next(iter(on_device.values())).shape[0]) if carry is None else carry
         carry, _ = jax.block_until_ready(predict(trained.weights, trained.task.constants, carry, on_device))
+
+
+def batches(restored: Restored, mesh: Mesh, asked: Asked) -> Iterator[Batch]:
+    """Yields a split in batches as a model of its task reads them, with targets, on the devices.
+
+    Raises:
+      UserError: there is no data, or as `score`.
+    """
+    kind, data, evaluation, split = _read_as(restored, mesh, asked)
+    if not data.sources:
+        raise UserError("this model came without data; name some with --source")
+    for batch in kind.eval_batches(restored.model.cfg, restored.tokenizer, data, evaluation, split, asked.batches):
+        yield to_device(batch, mesh)
 
 
 def _read_as(restored: Restored, mesh: Mesh, asked: Asked) -> tuple[TaskKind, Data, Evaluation, str]:

@@ -18,6 +18,7 @@ from fastlm.models import Model
 from fastlm.ops import paths
 from fastlm.parallel import rules
 from fastlm.tasks.task import Task
+from fastlm.training import precision
 from fastlm.training.precision import LossScale
 
 
@@ -85,6 +86,15 @@ def create(
         loss_scale=loss_scale,
         rng=jax.random.key_data(run_key),
         skipped=Skipped(zero(), zero()),
+    )
+
+
+def of_model(model_params: Any) -> State:
+    """Returns a state that holds a model and nothing of a training."""
+    zero = jnp.zeros((), jnp.int32)
+    key = jax.random.key_data(jax.random.key(0))
+    return State(
+        zero, {"model": model_params}, (), (), (), (), precision.loss_scale_for("float32"), key, Skipped(zero, zero)
     )
 
 

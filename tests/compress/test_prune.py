@@ -153,7 +153,7 @@ def test_it_prunes_below_thin_matrices_and_not_above_them():
     ("changes", "message"),
     [
         ({"method": "maskd"}, "no 'maskd'; did you mean 'masked'"),
-        ({"score": "wanda"}, "looks at the inputs of products"),
+        ({"score": "wanda"}, "looks at more than the gradient"),
         ({"sparsity": 1.5}, "config.pruned.sparsity: must be at most 1, got 1.5"),
         ({"sparsity": math.nan}, "config.pruned.sparsity: must be at least 0 and finite"),
         ({"allocation": "3:2"}, "keeps 3 of each 2"),

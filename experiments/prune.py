@@ -1,0 +1,152 @@
+"""A smaller model out of a trained one: layers, heads, feed-forward units and hidden units that matter, cut out.
+
+    launch/local.sh -m experiments.prune --workdir runs/lm_small --feed_forward_width 512 --heads 3 --to runs/cut
+    launch/local.sh -m experiments.prune --workdir runs/lm_small --heads 3 --score magnitude,taylor,wanda,random
+    launch/local.sh -m experiments.prune --workdir runs/smollm2 --layers influence --layer_count 20 --to runs/cut
+
+With --to it writes a workdir of the smaller model, which everything here reads, and which training starts from
+(config.init.source), best with the whole model for a teacher. Without it prints what the cut costs on the test split,
+for each score. Units are as many in all layers. A score of weights becomes one of units by adding up what reads from
+each (`importance.of_units`); --layers takes numbers, "evenly", or "influence": those that turn the stream most (arXiv
+2403.03853). What the scores look at is gathered on a few rows of the training data (--source for others).
+Papers: Minitron (2407.14679) for scores by activation on little data, sorted and sliced.
+"""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from experiments import calibration
+from fastlm import command_line
+from fastlm.compress import importance
+from fastlm.compress.importance import Scores
+from fastlm.compress.parts import EVENLY, Part, layers_named
+from fastlm.errors import UserError
+from fastlm.models import Model, ModelConfig, slicing, units
+from fastlm.ops import paths
+from fastlm.parallel import mesh as meshes
+from fastlm.search.shapes import parameters_of
+from fastlm.training import quality, restore, rewritten
+from fastlm.training.restore import Restored
+
+FLAGS = flags.FLAGS
+INFLUENCE = "influence"
+SHOWN = ("bits_per_byte", "accuracy", "loss")
+
+
+def define_flags() -> None:
+    """Defines the flags; not on import, for experiments that stand side by side share names."""
+    flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
+    flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
+    flags.DEFINE_list("score", ["wanda"], f"of {', '.join(importance.WEIGHTS)}")
+    flags.DEFINE_string("layers", "", "which to keep: '0,2,4', 'evenly' or 'influence'; all by default")
+    flags.DEFINE_integer("layer_count", 0, "with 'evenly' or 'influence': how many", lower_bound=0)
+    flags.DEFINE_integer("width", 0, "hidden units to keep; 0 for all", lower_bound=0)
+    flags.DEFINE_integer("heads", 0, "heads to keep in each layer; 0 for all", lower_bound=0)
+    flags.DEFINE_integer("feed_forward_width", 0, "feed-forward units to keep in each layer; 0 for all", lower_bound=0)
+    calibration.define_flags()
+    flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "of random scores", lower_bound=0)
+    flags.DEFINE_string("to", "", "workdir to write; must be new or empty")
+
+
+@contextlib.contextmanager
+def by_flags() -> Iterator[None]:
+    """Names the flags where a part of a model names keys of a config."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).replace("config.model.layers", "--layer_count").replace("config.init.", "--")
+        raise UserError(told) from error
+
+
+def layers_of(restored: Restored, mesh: Mesh) -> tuple[int, ...] | None:
+    """Returns the layers that --layers keeps; None for all.
+
+    Raises:
+      UserError: it names none.
+    """
+    cfg, count = restored.model.cfg, FLAGS.layer_count
+    if count and FLAGS.layers not in (EVENLY, INFLUENCE):
+        raise UserError(f"--layer_count: goes with --layers {EVENLY} or {INFLUENCE}; leave it out")
+    if FLAGS.layers != INFLUENCE:
+        with by_flags():
+            return layers_named(FLAGS.layers, cfg, count or None, None)
+    if not 0 < count <= cfg.layers:
+        raise UserError(f"--layer_count: {count} of {cfg.layers} layers cannot be kept; give 1 to {cfg.layers}")
+    scores = calibration.influences(restored, mesh)
+    print("influence of layers: " + ", ".join(f"{i} {score:.3f}" for i, score in enumerate(scores)), flush=True)
+    return tuple(sorted(int(i) for i in np.argsort(-scores, kind="stable")[:count]))
+
+
+def of_units(deep: ModelConfig, params: Any, known: Mapping[str, Any], name: str, seed: int) -> Scores:
+    """Returns what a score says of the units of a model, on the host."""
+    leaves, score = paths.flatten(params), importance.WEIGHTS[name].score
+    keys = {path: jax.random.fold_in(jax.random.key(seed), number) for number, path in enumerate(known)}
+    found = jax.jit(
+        lambda leaves, known: importance.of_units(
+            deep, {path: score(leaves[path], one, keys[path]) for path, one in known.items()}
+        )
+    )
+    return jax.device_get(found({path: leaves[path] for path in known}, known))
+
+
+def main() -> None:
+    """Cuts, and prints what it cost or writes what came out."""
+    if not FLAGS.workdir:
+        raise UserError("--workdir: name a trained model")
+    for name in FLAGS.score:
+        importance.of_weights(name, "--score")
+    if FLAGS.to and len(FLAGS.score) > 1:
+        raise UserError("--to: writes one model; give one --score")
+    mesh = meshes.alone()
+    jax.set_mesh(mesh)
+    restored = restore.restore(FLAGS.workdir, mesh, step=FLAGS.step)
+    cfg = restored.model.cfg
+    part = Part(layers_of(restored, mesh), FLAGS.width, FLAGS.feed_forward_width, FLAGS.heads)
+    with by_flags():
+        small = part.config(cfg)
+    if small == cfg:
+        raise UserError("nothing to cut: give --layers, --width, --heads or --feed_forward_width, less than there is")
+    (before, inner), (after, left) = parameters_of(cfg), parameters_of(small)
+    print(f"{part.describe(cfg)}: {after:,} of {before:,} parameters ({after / before:.3f}); ", end="")
+    print(f"without embeddings {left:,} of {inner:,} ({left / inner:.3f})", flush=True)
+    deep, params = cfg, restored.params
+    if part.layers is not None:
+        deep, params = slicing.keep_layers(cfg, params, part.layers)
+    matrices = [path for path, names in units.axes(deep).items() if len(names) == 2 and path.startswith("layers/")]
+    whole = dataclasses.replace(restored, model=Model(deep, restored.model.compute), params=params)
+    known = calibration.seen(whole, mesh, matrices, FLAGS.score)
+    rest = dataclasses.replace(part, layers=None)
+    cut = lambda name: rest.take(deep, params, mesh, of_units(deep, params, known, name, FLAGS.seed))
+    if FLAGS.to:
+        command = " ".join(["python -m experiments.prune", *sys.argv[1:]])
+        size = rewritten.write(FLAGS.workdir, restored, small, cut(FLAGS.score[0]), FLAGS.to, command)
+        print(f"wrote step 0 to {FLAGS.to}: {size:,} bytes")
+        print(f"next: launch/local.sh -m fastlm.evaluate --workdir {FLAGS.to}")
+        return
+    table(restored, small, mesh, cut)
+
+
+def table(restored: Restored, small: ModelConfig, mesh: Mesh, cut: Callable[[str], Any]) -> None:
+    """Prints what each score's cut costs on the test split, a line as soon as it is known."""
+    asked = quality.Asked(batches=FLAGS.score_batches)
+    before = quality.score(restored, mesh, asked).metrics
+    names = [name for name in SHOWN if name in before][:2]
+    row = lambda name, metrics: f"| {name} |" + "".join(f" {metrics[key]:.4f} |" for key in names)
+    print(f"| score | {' | '.join(names)} |\n|---|{'---:|' * len(names)}\n{row('(whole)', before)}", flush=True)
+    for name in FLAGS.score:
+        one = dataclasses.replace(restored, model=Model(small, restored.model.compute), params=cut(name))
+        print(row(name, quality.score(one, mesh, asked).metrics), flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.main(main)

@@ -1,0 +1,96 @@
+"""Zeros and smaller models out of a trained one, from the command line: what is written, and how training goes on."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from fastlm.models import abstract
+from fastlm.ops.paths import flatten
+from fastlm.parallel import mesh as meshes
+from fastlm.training import build, loop, restore
+from tests.entry_points import call, refuses
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path, one_device):
+    """The workdir of a small trained model."""
+    loop.run(build.build(tiny_config, tmp_path / "run"), say=lambda text: None)
+    return tmp_path / "run"
+
+
+def rows(text):
+    """The cells of a printed table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def zeros(workdir):
+    leaves = flatten(restore.restore(workdir, meshes.make()).params)
+    return {path: np.asarray(leaf) == 0 for path, leaf in leaves.items() if re.search("attention/|feed_forward/", path)}
+
+
+def test_zeros_at_once_and_training_that_keeps_them(run, tiny_config, tmp_path):
+    little = ("--workdir", run, "--batches", "2", "--score_batches", "1")
+    shown = call("experiments.sparsify", *little, "--score", "magnitude,wanda,taylor", "--sparsity", "0.5,1")
+    table = rows(shown.out)
+    assert shown.status == 0 and [row[2] for row in table] == ["0", "0.500", "1.000"] + ["0.500", "1.000"] * 2
+    assert len({row[3] for row in table if row[2] == "1.000"}) == 1  # nothing is left to differ
+    assert len({row[3] for row in table}) >= 4
+    target = tmp_path / "zeros"
+    made = call("experiments.sparsify", *little, "--score", "wanda", "--sparsity", "0.25", "--to", target)
+    assert made.status == 0 and "weights in" in made.out and f"wrote step 0 to {target}" in made.out
+    before = zeros(target)
+    matrices = {path: zero for path, zero in before.items() if zero.ndim == 2}
+    assert {round(float(zero.mean()), 3) for zero in matrices.values()} == {0.25}
+    assert json.loads((target / "checkpoints/0/about/metadata").read_text())["made_from"]["step"] == 12
+    tiny_config |= {"init": {"source": str(target)}, "wrappers": ("pruned",), "pruned": {"method": "kept"}, "model": {}}
+    loop.run(build.build(tiny_config, tmp_path / "after"), say=lambda text: None)
+    for path, zero in zeros(tmp_path / "after").items():
+        if path in matrices:
+            np.testing.assert_array_equal(zero, before[path])
+    tickets = tmp_path / "tickets"
+    call("experiments.sparsify", *little, "--sparsity", "0.5", "--rewind", "8", "--to", tickets)
+    early, late, found = (
+        flatten(restore.restore(one, meshes.make(), step=step).params)
+        for one, step in [(run, 8), (run, 12), (tickets, 0)]
+    )
+    path = "layers/0/feed_forward/up"
+    kept = np.asarray(found[path]) != 0
+    np.testing.assert_array_equal(np.asarray(found[path])[kept], np.asarray(early[path])[kept])
+    assert np.abs(np.asarray(late[path])[kept]).min() >= np.abs(np.asarray(late[path])[~kept]).max()
+
+
+def test_a_smaller_model_is_written_and_goes_on(run, tmp_path):
+    little, target = ("--workdir", run, "--batches", "2", "--score_batches", "1"), tmp_path / "small"
+    shown = call("experiments.prune", *little, "--feed_forward_width", "32", "--heads", "1", "--score", "wanda,random")
+    assert shown.status == 0 and [row[0] for row in rows(shown.out)] == ["(whole)", "wanda", "random"]
+    made = call(
+        "experiments.prune", *little, "--width", "8", "--feed_forward_width", "32", "--score", "taylor", "--to", target
+    )
+    restored = restore.restore(target, meshes.make())
+    cfg = restored.model.cfg
+    assert made.status == 0 and (cfg.width, cfg.layer(0).feed_forward_width) == (8, 32)
+    jax.tree.map(
+        lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), restored.params, abstract(cfg)[0]
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(restored.params))
+    assert f"{count:,} of" in made.out
+    assert "loss" in call("evaluate", "--workdir", target).out
+
+
+def test_what_cannot_be_cut_is_one_line(run, tmp_path):
+    sparsify, prune = (["experiments." + name, "--workdir", run] for name in ("sparsify", "prune"))
+    refuses("--score: no score 'wand'; did you mean 'wanda'", *sparsify, "--score", "wand")
+    refuses("--sparsity: '1.5' is no share", *sparsify, "--sparsity", "1.5")
+    refuses("--to: writes one model", *sparsify, "--sparsity", "0.5,0.7", "--to", tmp_path / "x")
+    refuses("--paths: 'attention/qq' matches no parameter path", *sparsify, "--paths", "attention/qq")
+    refuses("--to: ", *sparsify, "--to", run)
+    refuses("nothing to cut", *prune)
+    refuses("--heads: 9 cannot be kept of 2", *prune, "--heads", "9")
+    refuses("--layers: '7': give 'evenly'", *prune, "--layers", "7")
+    refuses("--layer_count: goes with --layers", *prune, "--layer_count", "1")
+    refuses("--layer_count: 3 of 1 layers cannot be kept", *prune, "--layers", "influence", "--layer_count", "3")
+    refuses("none.txt", *prune, "--heads", "1", "--source", "text:" + str(tmp_path / "none.txt"))
