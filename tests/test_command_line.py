@@ -16,6 +16,7 @@ from experiments import long_range
 from fastlm import command_line
 from fastlm.compress.distill import Distilled
 from fastlm.compress.lora import Lora
+from fastlm.compress.prune import Pruned
 from fastlm.data import settings as data_settings
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
@@ -40,6 +41,8 @@ TRAINED_BY = {
     "minilm": "mlm_small",
     "classify_mlm": "classify_finetuned",
     "tinybert_general": "distill/tinybert_general",
+    "classify_cut": "classify_finetuned",
+    "pruned": "lm_small",
 }
 STAND_IN_LAYERS = 3
 
@@ -49,6 +52,7 @@ TARGETS = {
     "distilled": (Distilled, set()),
     "init": (initial.Init, set()),
     "lora": (Lora, set()),
+    "pruned": (Pruned, set()),
     "model": (ModelConfig, set()),
     "compute": (Compute, set()),
     "tokenizer": (tokenizers.make, {"documents", "data_dir"}),
