@@ -211,29 +211,37 @@ class _Wrapper:
         return penalty, metrics | {"sparsity": masks.sparsity(paths.flatten(state["masks"]))}
 
     def update(self, params: Any, state: Any, grads: Any, aux: Any, step: Array, rng: Array) -> tuple[Any, Any]:
-        params, inner = self.inner.update(params, state["inner"], grads, aux, step, jax.random.fold_in(rng, 1))
+        inner_key, rng = jax.random.split(rng)
+        params, inner = self.inner.update(params, state["inner"], grads, aux, step, inner_key)
         own, gradients = self._own(params), self._own(grads)
-        sums, old = paths.flatten(state["sums"]), paths.flatten(state["masks"])
-        scores = {
-            path: self._score.score(own[path], Evidence(g, jnp.abs(g)), jax.random.fold_in(rng, number))
-            for number, (path, g) in enumerate(gradients.items())
-        }
+        sums, now = paths.flatten(state["sums"]), paths.flatten(state["masks"])
         if self._score.sums:
-            scores = sums = {path: sums[path] + score for path, score in scores.items()}
+            sums = {path: sums[path] + score for path, score in self._scores(own, gradients, rng).items()}
         if self.method.refresh is not None:
             due = (step % self.settings.every == 0) & (step <= self.settings.until * self.steps)
-            found = Step(
-                old,
-                scores,
-                {path: jnp.abs(leaf) for path, leaf in own.items()},
-                {path: jnp.abs(g) for path, g in gradients.items()},
-                self.sparsity(step),
-                self._allocate,
-                self._moving(step),
-            )
-            old = jax.lax.cond(due, lambda: self.method.refresh(found), lambda: found.masks)
-        state = {"inner": inner, "masks": paths.nested(old), "sums": paths.nested(sums)}
+
+            def renewed() -> Masks:  # in here, so that other steps do not pay for it
+                return self.method.refresh(
+                    Step(
+                        now,
+                        sums or self._scores(own, gradients, rng),
+                        {path: jnp.abs(leaf) for path, leaf in own.items()},
+                        {path: jnp.abs(g) for path, g in gradients.items()},
+                        self.sparsity(step),
+                        self._allocate,
+                        self._moving(step),
+                    )
+                )
+
+            now = jax.lax.cond(due, renewed, lambda: now)
+        state = {"inner": inner, "masks": paths.nested(now), "sums": paths.nested(sums)}
         return (self._masked(params, state, False) if self.method.forgets else params), state
+
+    def _scores(self, own: Masks, gradients: Masks, rng: Array) -> Masks:
+        return {
+            path: self._score.score(leaf, Evidence(gradients[path], jnp.abs(gradients[path])), key)
+            for (path, leaf), key in zip(own.items(), jax.random.split(rng, len(own)))
+        }
 
     def export(self, task: Task) -> Callable[..., Any]:
         def export(params: Any, constants: Any, state: Any) -> Any:
