@@ -12,5 +12,5 @@ from configs import lm_small
 def get_config():
     config = lm_small.get_config()
     config.wrappers = ("pruned",)
-    config.pruned.update(method="regrown", sparsity=0.7, allocation="erdos_renyi", every=20, until=0.75)
+    config.pruned.update(method="regrown", sparsity="0.7", allocation="erdos_renyi", every=20, until=0.75)
     return config

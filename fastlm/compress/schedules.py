@@ -5,6 +5,7 @@ between these shares of the run; "cubic(...)" is fast first and slow last, as sp
 "switch(start=1, end=0, until=0.5)" keeps its start until then, and has its end from there on.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -53,6 +54,8 @@ def make(
     Raises:
       UserError: neither a number nor a schedule, or out of range.
     """
+    with contextlib.suppress(ValueError):  # a key that holds a schedule takes a number as text
+        value = float(value)
     if isinstance(value, str):
         name, options = configuration.call(value, where)
         if name not in SHAPES:

@@ -38,7 +38,7 @@ def test_a_way_may_begin_late_and_sparsity_is_raised_fast_first():
 
 
 def test_a_number_stays():
-    assert over(0.3).tolist() == [np.float32(0.3)] * 26
+    assert over(0.3).tolist() == over("0.3").tolist() == [np.float32(0.3)] * 26
 
 
 @pytest.mark.parametrize(
