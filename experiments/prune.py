@@ -88,14 +88,11 @@ def layers_of(restored: Restored, mesh: Mesh) -> tuple[int, ...] | None:
 
 def of_units(deep: ModelConfig, params: Any, known: Mapping[str, Any], name: str, seed: int) -> Scores:
     """Returns what a score says of the units of a model, on the host."""
-    leaves, score = paths.flatten(params), importance.WEIGHTS[name].score
-    keys = {path: jax.random.fold_in(jax.random.key(seed), number) for number, path in enumerate(known)}
-    found = jax.jit(
-        lambda leaves, known: importance.of_units(
-            deep, {path: score(leaves[path], one, keys[path]) for path, one in known.items()}
-        )
+    leaves = {path: leaf for path, leaf in paths.flatten(params).items() if path in known}
+    score = lambda leaves, known: importance.of_units(
+        deep, importance.scores(name, leaves, known, jax.random.key(seed))
     )
-    return jax.device_get(found({path: leaves[path] for path in known}, known))
+    return jax.device_get(jax.jit(score)(leaves, known))
 
 
 def main() -> None:

@@ -71,9 +71,7 @@ def zeros(
     params: Any, known: Mapping[str, Evidence], score: str, allocation: str, sparsity: float, seed: int
 ) -> dict[str, jax.Array]:
     """Returns the masks, ones for what stays."""
-    leaves, found = paths.flatten(params), importance.WEIGHTS[score].score
-    keys = {path: jax.random.fold_in(jax.random.key(seed), number) for number, path in enumerate(known)}
-    scores = {path: found(leaves[path], one, keys[path]) for path, one in known.items()}
+    scores = importance.scores(score, paths.flatten(params), known, jax.random.key(seed))
     return masks.allocation(allocation, "--allocation")(scores, sparsity)
 
 

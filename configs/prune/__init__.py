@@ -1,1 +1,1 @@
-"""Students: one config per recipe, each with what its paper reached in the docstring."""
+"""Zeros while a language model trains: one config per way, each with what its paper reached in the docstring."""

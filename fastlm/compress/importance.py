@@ -74,6 +74,15 @@ def of_weights(name: str, where: str) -> OfWeights:
     return WEIGHTS[name]
 
 
+def scores(
+    name: str, weights: Mapping[str, Array], seen: Mapping[str, Evidence], key: Array
+) -> dict[str, Float[Array, "I O"]]:
+    """Returns the score of this name of each matrix, by path."""
+    score = WEIGHTS[name].score
+    keys = jax.random.split(key, len(seen))
+    return {path: score(weights[path], one, own) for (path, one), own in zip(seen.items(), keys)}
+
+
 # --- units ------------------------------------------------------------------------------------------
 
 

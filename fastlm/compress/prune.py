@@ -196,10 +196,7 @@ class _Wrapper:
         if self.method.start == ZEROS:
             return {path: leaf != 0 for path, leaf in own.items()}
         name = "random" if self.method.start == CHANCE else "magnitude" if self._score.needs else self.settings.score
-        scores = {
-            path: importance.WEIGHTS[name].score(leaf, Evidence(), jax.random.key(number))
-            for number, (path, leaf) in enumerate(own.items())
-        }
+        scores = importance.scores(name, own, dict.fromkeys(own, Evidence()), jax.random.key(0))
         return self._allocate(scores, self.sparsity(jnp.zeros((), jnp.int32)))
 
     def view(self, params: Any, constants: Any, state: Any, step: Array, rng: Array | None) -> Any:
@@ -238,10 +235,8 @@ class _Wrapper:
         return (self._masked(params, state, False) if self.method.forgets else params), state
 
     def _scores(self, own: Masks, gradients: Masks, rng: Array) -> Masks:
-        return {
-            path: self._score.score(leaf, Evidence(gradients[path], jnp.abs(gradients[path])), key)
-            for (path, leaf), key in zip(own.items(), jax.random.split(rng, len(own)))
-        }
+        seen = {path: Evidence(g, jnp.abs(g)) for path, g in gradients.items()}
+        return importance.scores(self.settings.score, own, seen, rng)
 
     def export(self, task: Task) -> Callable[..., Any]:
         def export(params: Any, constants: Any, state: Any) -> Any:
