@@ -1,6 +1,6 @@
 """A little data that a trained model reads, so that scores know what its weights do: flags, and what is seen."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,38 @@ def asked() -> quality.Asked:
     return quality.Asked(tuple(FLAGS.source), FLAGS.split, batch_size=ROWS, batches=FLAGS.batches)
 
 
+def shares(texts: Sequence[str], flag: str) -> list[float]:
+    """Reads shares of something.
+
+    Raises:
+      UserError: one is no number from 0 to 1.
+    """
+    found = []
+    for text in texts:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1:
+            raise UserError(f"{flag}: '{text}' is no share from 0 to 1")
+        found.append(value)
+    return found
+
+
 def seen(restored: Restored, mesh: Mesh, matrices: Collection[str], scores: Iterable[str]) -> dict[str, Evidence]:
     """Returns what all these scores look at; nothing is read where they look at weights alone.
 
     Raises:
       UserError: there is no such data, or nothing in it that the loss counts.
     """
-    wanted = {need for name in scores for need in importance.WEIGHTS[name].needs}
+    needs = {need for name in scores for need in importance.WEIGHTS[name].needs}
+    return evidence_for(restored, mesh, matrices, needs)
+
+
+def evidence_for(
+    restored: Restored, mesh: Mesh, matrices: Collection[str], wanted: Collection[str]
+) -> dict[str, Evidence]:
+    """Returns these attributes of `Evidence`, gathered on what the flags name; see `seen`."""
     if not wanted:
         return {path: Evidence() for path in matrices}
     task, batches = restored.trained(restored.kind(), mesh).task, quality.batches(restored, mesh, asked())

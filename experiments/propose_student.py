@@ -68,7 +68,7 @@ def main() -> None:
         raise UserError("--workdir: name the teacher")
     files = Checkpoints(FLAGS.workdir, read_only=True)
     about = files.about(files.resolve(FLAGS.step))
-    teacher = ModelConfig.from_json(json.dumps(about["model"]))
+    teacher = ModelConfig.from_json(json.dumps(about["model"])).in_use()
     compute = configuration.make(Compute, "compute", about["config"].get("compute", {}))
     length = min(FLAGS.length, teacher.max_length)
     proposed = students.propose(

@@ -15,7 +15,7 @@ Papers: Minitron (2407.14679) for scores by activation on little data, sorted an
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import calibration
+from experiments import calibration, costs
 from fastlm import command_line
 from fastlm.compress import importance
 from fastlm.compress.importance import Scores
@@ -33,12 +33,11 @@ from fastlm.models import Model, ModelConfig, slicing, units
 from fastlm.ops import paths
 from fastlm.parallel import mesh as meshes
 from fastlm.search.shapes import parameters_of
-from fastlm.training import quality, restore, rewritten
+from fastlm.training import restore, rewritten
 from fastlm.training.restore import Restored
 
 FLAGS = flags.FLAGS
 INFLUENCE = "influence"
-SHOWN = ("bits_per_byte", "accuracy", "loss")
 
 
 def define_flags() -> None:
@@ -129,19 +128,11 @@ def main() -> None:
         print(f"wrote step 0 to {FLAGS.to}: {size:,} bytes")
         print(f"next: launch/local.sh -m fastlm.evaluate --workdir {FLAGS.to}")
         return
-    table(restored, small, mesh, cut)
-
-
-def table(restored: Restored, small: ModelConfig, mesh: Mesh, cut: Callable[[str], Any]) -> None:
-    """Prints what each score's cut costs on the test split, a line as soon as it is known."""
-    asked = quality.Asked(batches=FLAGS.score_batches)
-    before = quality.score(restored, mesh, asked).metrics
-    names = [name for name in SHOWN if name in before][:2]
-    row = lambda name, metrics: f"| {name} |" + "".join(f" {metrics[key]:.4f} |" for key in names)
-    print(f"| score | {' | '.join(names)} |\n|---|{'---:|' * len(names)}\n{row('(whole)', before)}", flush=True)
-    for name in FLAGS.score:
-        one = dataclasses.replace(restored, model=Model(small, restored.model.compute), params=cut(name))
-        print(row(name, quality.score(one, mesh, asked).metrics), flush=True)
+    changed = (
+        ([name], dataclasses.replace(restored, model=Model(small, restored.model.compute), params=cut(name)))
+        for name in FLAGS.score
+    )
+    costs.table(restored, mesh, ["score"], changed, FLAGS.score_batches)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def test_mistakes_are_named(values, message):
         ({"norm_epsilon": 0.0}, "config.model.norm_epsilon: must be a positive number"),
         ({"rotary_base": float("nan")}, "config.model.rotary_base: must be a positive number"),
         ({"logit_softcap": -1.0}, "config.model.logit_softcap: must not be negative"),
-        ({"formats": ((".*", "int4"),)}, "config.model.formats: no leaf formats exist yet"),
+        ({"formats": ((".*", "int4"),)}, "config.model.formats: no format 'int4'"),
         ({"layers": 0}, "config.model.layers: must be at least 1"),
         ({"feed_forward": "gulu"}, "config.model.feed_forward: unknown 'gulu'; did you mean 'gelu'?"),
     ],

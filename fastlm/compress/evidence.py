@@ -18,10 +18,11 @@ from jaxtyping import Array, Float
 from fastlm.errors import UserError
 from fastlm.ops import paths
 from fastlm.ops.contract import contract, dense, lookup
-from fastlm.ops.leaf import Leaf
+from fastlm.ops.leaf import Leaf, is_whole
 from fastlm.tasks.task import Task
 
-GRADIENT, ABSOLUTE, SQUARE, INPUTS, PRODUCTS = "gradient", "absolute", "square", "inputs", "products"
+GRADIENT, ABSOLUTE, SQUARE = "gradient", "absolute", "square"
+INPUTS, PRODUCTS, OUTPUTS = "inputs", "products", "outputs"
 
 
 @flax.struct.dataclass
@@ -35,6 +36,9 @@ class Evidence:
         each, times what its loss counts (gradients of single predictions add up like noise).
       inputs: mean square of each input.
       products: mean product of each input with each.
+      outputs: the loss's curvature by what comes out of the product: mean over batches of the summed products of the
+        gradients of each with each, times what the loss counts (one factor of arXiv 1503.05671's approximation of
+        Fisher's information, `products` is the other).
     """
 
     gradient: Float[Array, "I O"] | None = None
@@ -42,6 +46,7 @@ class Evidence:
     square: Float[Array, "I O"] | None = None
     inputs: Float[Array, "I"] | None = None
     products: Float[Array, "I I"] | None = None
+    outputs: Float[Array, "O O"] | None = None
 
 
 @flax.struct.dataclass
@@ -49,11 +54,14 @@ class Probed(Leaf):
     """A matrix whose inputs are read.
 
     Attributes:
-      probe: zeros; its gradient is the sum of squares [I] (or of products [I, I]) of the inputs, and their count.
+      probe: zeros; its gradient is the sum of squares [I] (or of products [I, I]) of the inputs, and their count; None
+        for nothing of them.
+      outward: zeros [O, O]; its gradient is the sum of products of the gradients of what comes out; None for nothing.
     """
 
     base: Any
-    probe: tuple[Array, Array]
+    probe: tuple[Array, Array] | None
+    outward: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +70,9 @@ class Probed(Leaf):
 
     def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
         """Multiplies as the base does."""
-        return contract(_read(x, self.probe), self.base, transpose=transpose, dtype=dtype)
+        read = x if self.probe is None else _read(x, self.probe)
+        y = contract(read, self.base, transpose=transpose, dtype=dtype)
+        return y if self.outward is None else _answered(y, self.outward)
 
     def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
         """Looks up as the base does."""
@@ -90,6 +100,19 @@ def _read_backward(residuals: tuple[Array, tuple[Array, Array]], g: Array) -> tu
 
 
 _read.defvjp(lambda x, probe: (x, (x, probe)), _read_backward)
+
+
+@jax.custom_vjp
+def _answered(y: Array, outward: Array) -> Array:
+    return y
+
+
+def _answered_backward(outward: Array, g: Array) -> tuple[Array, Array]:
+    rows = g.reshape(-1, g.shape[-1]).astype(jnp.float32)
+    return g, jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+_answered.defvjp(lambda y, outward: (y, outward), _answered_backward)
 
 
 def gather(
@@ -131,36 +154,41 @@ def _read_batch(task: Task, matrices: frozenset, wanted: frozenset, params: Any,
     step, rows = jnp.zeros((), jnp.int32), len(next(iter(batch.values())))
     weights = task.compression.view(params, task.constants, state, step, None)
     batch = task.prepare(weights, task.constants, batch, step, None)
-    own = {path: leaf for path, leaf in paths.flatten(weights["model"], is_leaf=_is_leaf).items() if path in matrices}
+    own = {path: leaf for path, leaf in paths.flatten(weights["model"], is_leaf=is_whole).items() if path in matrices}
     reads = wanted & {INPUTS, PRODUCTS}
     size = lambda leaf: (leaf.shape[0],) * (2 if PRODUCTS in reads else 1)
     probes = {path: (jnp.zeros(size(leaf)), jnp.zeros(())) for path, leaf in own.items()} if reads else {}
+    answers = {path: jnp.zeros((leaf.shape[1],) * 2) for path, leaf in own.items()} if OUTPUTS in wanted else {}
     gradients = wanted & {GRADIENT, ABSOLUTE, SQUARE}
     arrays = {path: dense(leaf) for path, leaf in own.items()} if gradients else {}
 
-    def loss(arrays: dict[str, Array], probes: dict[str, Any]) -> tuple[Array, Array]:
+    def loss(arrays: dict[str, Array], probes: dict[str, Any], answers: dict[str, Array]) -> tuple[Array, Array]:
         def put(path: str, leaf: Any) -> Any:
             leaf = arrays.get(path, leaf)
-            return Probed(leaf, probes[path]) if path in probes else leaf
+            probed = path in probes or path in answers
+            return Probed(leaf, probes.get(path), answers.get(path)) if probed else leaf
 
-        seen = {**weights, "model": paths.map_with_path(put, weights["model"], is_leaf=_is_leaf)}
+        seen = {**weights, "model": paths.map_with_path(put, weights["model"], is_leaf=is_whole)}
         total, count, _ = task.loss(seen, task.constants, task.carry(rows), batch, step, None)
         return total / jnp.maximum(count, 1), count
 
-    (of_arrays, of_probes), count = jax.grad(loss, argnums=(0, 1), has_aux=True)(arrays, probes)
+    found = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(arrays, probes, answers)
+    (of_arrays, of_probes, of_answers), count = found
     found: dict[str, dict[str, Any]] = {path: {} for path in own}
     forms = {GRADIENT: lambda g: g, ABSOLUTE: jnp.abs, SQUARE: lambda g: count * jnp.square(g)}
     for path, g in of_arrays.items():
         found[path] |= {name: form(g) for name, form in forms.items() if name in gradients}
     for path, read in of_probes.items():
         found[path] |= {PRODUCTS if PRODUCTS in reads else INPUTS: read}
+    for path, answer in of_answers.items():
+        found[path] |= {OUTPUTS: count * answer}
     return found, count
 
 
 def _means(sums: Mapping[str, dict[str, Any]], batches: int) -> dict[str, Evidence]:
     found = {}
     for path, parts in sums.items():
-        mean = {name: parts[name] / batches for name in (GRADIENT, ABSOLUTE, SQUARE) if name in parts}
+        mean = {name: parts[name] / batches for name in (GRADIENT, ABSOLUTE, SQUARE, OUTPUTS) if name in parts}
         for name in (INPUTS, PRODUCTS):
             if name in parts:
                 total, count = parts[name]
@@ -169,7 +197,3 @@ def _means(sums: Mapping[str, dict[str, Any]], batches: int) -> dict[str, Eviden
             mean[INPUTS] = jnp.diagonal(mean[PRODUCTS])
         found[path] = Evidence(**mean)
     return found
-
-
-def _is_leaf(node: Any) -> bool:
-    return isinstance(node, Leaf)

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fastlm.compress.evidence import ABSOLUTE, GRADIENT, INPUTS, SQUARE, Evidence
+from fastlm.compress import surgeon
+from fastlm.compress.evidence import ABSOLUTE, GRADIENT, INPUTS, OUTPUTS, PRODUCTS, SQUARE, Evidence
 from fastlm.errors import UserError, nearest
 from fastlm.models import ModelConfig, units
 from fastlm.models import attention as attention_kinds
 from fastlm.models.units import HIDDEN, Kept, Unit
 from fastlm.ops import paths
 from fastlm.ops.contract import dense
-from fastlm.ops.leaf import Leaf
+from fastlm.ops.leaf import is_whole
 
 Scores = Mapping[Unit, Float[Array, "U"]]
 
@@ -59,6 +60,16 @@ WEIGHTS: dict[str, OfWeights] = {
     "activation": OfWeights(lambda w, seen, key: jnp.broadcast_to(jnp.sqrt(seen.inputs)[:, None], w.shape), (INPUTS,)),
     # Wanda (2306.11695): the size of what a weight adds to its output.
     "wanda": OfWeights(lambda w, seen, key: jnp.abs(w) * jnp.sqrt(seen.inputs)[:, None], (INPUTS,)),
+    # The curvature of the loss, inputs and gradients of outputs taken as independent (1503.05671): Wanda, where outputs
+    # count as much as the loss depends on them.
+    "fisher": OfWeights(
+        lambda w, seen, key: jnp.square(w) * seen.inputs[:, None] * jnp.diagonal(seen.outputs), (INPUTS, OUTPUTS)
+    ),
+    # Optimal Brain Surgeon's, of each matrix by itself (as in 2301.00774): what is lost once the others make up for it.
+    "surgeon": OfWeights(
+        lambda w, seen, key: jnp.square(w) / jnp.diagonal(jnp.linalg.inv(surgeon.damped(seen.products)))[:, None],
+        (PRODUCTS,),
+    ),
     "random": OfWeights(lambda w, seen, key: jax.random.uniform(key, w.shape)),
 }
 
@@ -89,7 +100,7 @@ def scores(
 def magnitude(cfg: ModelConfig, params: Any) -> dict[Unit, Float[Array, "U"]]:
     """Returns the L2 norm of the matrix entries that touch each unit; of vectors, gains would hide everything else."""
     squares: dict[Unit, Any] = {}
-    leaves, counts = paths.flatten(params, is_leaf=lambda node: isinstance(node, Leaf)), units.counts(cfg)
+    leaves, counts = paths.flatten(params, is_leaf=is_whole), units.counts(cfg)
     for path, names in units.axes(cfg).items():
         if len(names) < 2:
             continue

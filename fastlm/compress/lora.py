@@ -19,7 +19,7 @@ from fastlm.compress.setting import Setting
 from fastlm.errors import UserError
 from fastlm.ops import paths
 from fastlm.ops.contract import dense
-from fastlm.ops.leaf import Leaf
+from fastlm.ops.leaf import is_whole
 from fastlm.ops.leaves import Adapted
 from fastlm.tasks.task import Compression, Task
 
@@ -100,7 +100,7 @@ class Lora:
     def _export(self, task: Task) -> Callable[..., Any]:
         def export(params: Any, constants: Any, state: Any) -> Any:
             model = params["model"] if task.export is None else task.export(params, constants, state)
-            return jax.tree.map(dense, self.joined(model, params[NAME]), is_leaf=_is_leaf)
+            return jax.tree.map(dense, self.joined(model, params[NAME]), is_leaf=is_whole)
 
         return export
 
@@ -113,8 +113,4 @@ class Lora:
                 return leaf
             return Adapted(leaf, found[f"{path}/a"], found[f"{path}/b"], self.alpha / self.rank)
 
-        return paths.map_with_path(join, model, is_leaf=_is_leaf)
-
-
-def _is_leaf(node: Any) -> bool:
-    return isinstance(node, Leaf)
+        return paths.map_with_path(join, model, is_leaf=is_whole)

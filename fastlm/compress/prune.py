@@ -25,8 +25,9 @@ from fastlm.compress import importance, masks, schedules
 from fastlm.compress.evidence import ABSOLUTE, GRADIENT, Evidence
 from fastlm.compress.setting import Setting
 from fastlm.errors import UserError, nearest
+from fastlm.models import ModelConfig, abstract, formats
 from fastlm.ops import paths
-from fastlm.ops.leaf import Leaf
+from fastlm.ops.leaf import Leaf, is_whole
 from fastlm.tasks.task import Compression, Task
 
 NAME = "pruned"
@@ -173,6 +174,20 @@ def matrices(sides: Mapping[str, tuple[str | None, ...]], patterns: tuple[str, .
     return found
 
 
+def packed(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """Returns a model for disk: matrices with zeros as a bit for each number and the others, where that is smaller."""
+    leaves, found = paths.flatten(params, is_leaf=is_whole), {}
+    for path, names in abstract(cfg.plain())[1].items():
+        leaf = leaves.get(path)
+        if len(names) == 2 and isinstance(leaf, jax.Array):
+            form = formats.OfSparse(int(jnp.count_nonzero(leaf)))
+            if leaf.size / 8 + form.ones * leaf.dtype.itemsize < leaf.nbytes:
+                found[path] = form
+    own = tuple((path, formats.text_of(form)) for path, form in found.items())
+    put = lambda path, leaf: found[path].of(leaf) if path in found else leaf
+    return dataclasses.replace(cfg, formats=own + cfg.formats), paths.map_with_path(put, params, is_leaf=is_whole)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Wrapper:
     """The parts of a `Compression` around another one; paths begin with "model/"."""
@@ -257,7 +272,7 @@ class _Wrapper:
         return 0.5 * self.settings.share * (1 + jnp.cos(math.pi * jnp.clip(gone, 0, 1)))
 
     def _own(self, tree: Any) -> Masks:
-        leaves = paths.flatten(tree, is_leaf=lambda node: isinstance(node, Leaf))
+        leaves = paths.flatten(tree, is_leaf=is_whole)
         return {path: leaves[path] for path in self.pruned}
 
     def _masked(self, weights: Any, state: Any, learns: bool) -> Any:
@@ -272,4 +287,4 @@ class _Wrapper:
             zeroed = jnp.where(found[path], leaf, 0)
             return leaf + jax.lax.stop_gradient(zeroed - leaf) if learns else zeroed
 
-        return paths.map_with_path(one, weights, is_leaf=lambda node: isinstance(node, Leaf))
+        return paths.map_with_path(one, weights, is_leaf=is_whole)

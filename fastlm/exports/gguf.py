@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlm.models import ModelConfig
+from fastlm.models import ModelConfig, formats
 from fastlm.models.huggingface import gguf, gguf_tokenizer
 from fastlm.models.huggingface.tensors import tensors_to_write
 
@@ -50,6 +50,7 @@ def write(
     """
     import gguf as library
 
+    cfg, params = cfg.plain(), formats.merged(params)
     architecture, moved, values, more = gguf.described(cfg)
     values |= gguf_tokenizer.key_values(tokenizer_files, cfg.vocab_size)
     values |= {"general.name": name, "general.quantization_version": library.GGML_QUANT_VERSION}

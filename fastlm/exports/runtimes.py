@@ -14,6 +14,7 @@ from fastlm.exports.exported_programs import ExportedPrograms
 from fastlm.measurement import ruler
 from fastlm.measurement.runtimes import Jitted, Runtime
 from fastlm.models import abstract
+from fastlm.ops.leaf import is_whole
 from fastlm.training import restore as workdirs
 from fastlm.training.checkpoints import Checkpoints
 from fastlm.training.restore import Restored
@@ -80,7 +81,8 @@ def sizes(runtime: str, folder: str, restored: Restored, average: bool, flops: f
       flops, length: as in `ruler.Sizes`.
       average: whether it is the averaged weights that were restored.
     """
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(restored.model.cfg)[0]))
+    own = restored.params if runtime == "jax" else abstract(restored.model.cfg)[0]
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own, is_leaf=is_whole))
     if runtime == "jax":
         step = Checkpoints(folder, read_only=True).folder / str(restored.step)
         files = ruler.folder_bytes(step / ("average" if average else "model"))

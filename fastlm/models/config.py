@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fastlm import configuration
 from fastlm.errors import UserError, nearest
+from fastlm.models import formats
 from fastlm.ops.attention import FORMS
 
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
@@ -111,7 +112,7 @@ class ModelConfig:
       init_scale: standard deviation of the initial weights.
       residual_init: "scaled" divides the projections into the residual stream by sqrt(2 layers)
         (GPT-2), "zero" starts them at 0 so that each block starts as the identity, "same" does neither.
-      formats: ordered (path regex, leaf format); empty for plain weights.
+      formats: ordered (path regex, leaf format), see `formats`; empty for plain weights.
       fused: weights that multiply the same input are one weight, see `fusion`, which makes such models for decoding.
     """
 
@@ -157,7 +158,7 @@ class ModelConfig:
     dropout: float = 0.0
     init_scale: float = 0.02
     residual_init: str = "scaled"
-    formats: tuple[tuple[str, Any], ...] = ()
+    formats: tuple[tuple[str, str], ...] = ()
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -227,6 +228,14 @@ class ModelConfig:
             residual_init_scale=_residual_scale(self),
             fused=self.fused,
         )
+
+    def in_use(self) -> "ModelConfig":
+        """Returns the architecture of the model once it is read: formats for disk alone are gone."""
+        return dataclasses.replace(self, formats=formats.for_use(self.formats))
+
+    def plain(self) -> "ModelConfig":
+        """Returns the architecture with an array for each weight (see `formats.merged`)."""
+        return dataclasses.replace(self, formats=())
 
     def to_json(self) -> str:
         """Returns the architecture as JSON, one key a line."""
@@ -323,8 +332,8 @@ def _check_sizes(cfg: ModelConfig) -> None:
     for name in ("attention_scale", "attention_softcap", "logit_softcap", "init_scale"):
         if not 0 <= getattr(cfg, name) < float("inf"):
             raise UserError(f"config.model.{name}: must not be negative, got {getattr(cfg, name)}")
-    if cfg.formats:
-        raise UserError("config.model.formats: no leaf formats exist yet; leave it empty")
+    for _, text in cfg.formats:
+        formats.parse(text)
     if not 0 <= cfg.dropout < 1:
         raise UserError(f"config.model.dropout: must be in [0, 1), got {cfg.dropout}")
 

@@ -8,13 +8,15 @@ are; tensor-parallel meshes, on which the parts of a fused weight would lie on o
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from fastlm.models.config import ModelConfig
 from fastlm.models.transformer import abstract
+from fastlm.ops.leaf import Leaf
+from fastlm.ops.leaves import Columns
 
 Params = Mapping[str, Any]
 TOGETHER = {
@@ -33,7 +35,7 @@ def fuse(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
     """
     if cfg.fused:
         return cfg, params
-    cfg = dataclasses.replace(cfg, fused=True)
+    cfg = dataclasses.replace(cfg.plain(), fused=True)  # leaves stay what they are, and stand elsewhere
     wanted = {name: inner for name, inner in abstract(cfg)[0].items() if name in params}
     if "layers" in params:
         wanted["layers"] = {number: wanted["layers"][number] for number in params["layers"]}
@@ -49,5 +51,11 @@ def _rebuilt(own: Params, wanted: Params) -> Params:
         elif name in own:
             made[name] = own[name]
         else:
-            made[name] = jnp.concatenate([own[part] for part in TOGETHER[name]], axis=-1)
+            made[name] = _together([own[part] for part in TOGETHER[name]])
     return made
+
+
+def _together(parts: Sequence[Any]) -> Any:
+    if any(isinstance(part, Leaf) for part in parts):
+        return Columns(tuple(parts))
+    return jnp.concatenate(parts, axis=-1)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from fastlm.errors import UserError
-from fastlm.models import units
+from fastlm.models import formats, units
 from fastlm.models.config import KINDS_PER_LAYER, SIZES_PER_LAYER, ModelConfig
 from fastlm.models.transformer import abstract
 from fastlm.models.units import HIDDEN, Kept, Unit
 from fastlm.ops import paths
-from fastlm.ops.leaf import Leaf
+from fastlm.ops.leaf import Leaf, is_whole
 
 Params = Mapping[str, Any]
 
@@ -63,6 +63,9 @@ def of_layers(cfg: ModelConfig, layers: Sequence[int]) -> ModelConfig:
         if isinstance(value, tuple):
             kept = tuple(value[i % len(value)] for i in layers)
             changes[name] = _pattern(kept) if name in KINDS_PER_LAYER else _one_or_each(kept)
+    if cfg.formats:
+        axes = abstract(cfg.plain())[1]
+        changes["formats"] = formats.without_layers(formats.by_path(cfg.formats, axes), layers)
     return dataclasses.replace(cfg, **changes)
 
 
@@ -117,7 +120,7 @@ def keep_width(
     if small is cfg:
         return cfg, params
     slice_one = lambda path, leaf: _sliced(path, leaf, units.axes(cfg)[path], taken, before)
-    params = paths.map_with_path(slice_one, params, is_leaf=lambda node: isinstance(node, Leaf))
+    params = paths.map_with_path(slice_one, params, is_leaf=is_whole)
     return _rescaled(cfg, small, params) if rescale_norms and small.width < cfg.width else (small, params)
 
 

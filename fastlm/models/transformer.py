@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from fastlm.errors import UserError
 from fastlm.models import attention as attention_kinds
+from fastlm.models import formats
 from fastlm.models import positions as position_encodings
 from fastlm.models.block import Block, dropout
 from fastlm.models.config import Compute, ModelConfig
@@ -71,6 +72,8 @@ class Model:
             raise UserError(f"config.model.classes: 0 is filled in from the task; a '{self.cfg.head}' head needs some")
         for i in range(self.cfg.total_layers):
             attention_kinds.check_layer(self.cfg.layer(i), self.cfg.positions)
+        if self.cfg.in_use() != self.cfg:
+            raise UserError(f"config.model.formats: {self.cfg.formats}: a form for disk alone cannot be computed with")
         form = self.compute.attention_form
         if form in ("fused", "splash") and not make_softmax(self.cfg.softmax).fused:
             raise UserError(
@@ -82,7 +85,8 @@ class Model:
 
     def init(self, rng: Array) -> Params:
         """Returns fresh parameters (float32 arrays in nested dicts)."""
-        return nn.meta.unbox(self._boxed(rng))
+        params = nn.meta.unbox(self._boxed(rng))
+        return formats.applied(self.cfg.formats, params, _plain(self.cfg)[1], lambda form, w: form.of(w))[0]
 
     def embed(
         self,
@@ -432,9 +436,17 @@ def _looking_back(memory: Memory | None, cache: Cache | None, segment_ids: Array
 def abstract(cfg: ModelConfig) -> tuple[Params, dict[str, tuple[str | None, ...]]]:
     """Returns the parameters of `cfg` as shapes, and their logical axes by path ("layers/0/attention/q").
 
-    The only source of restore targets, shardings and shape errors; computes nothing.
+    The only source of restore targets, shardings and shape errors; computes nothing. A leaf class in the place of a
+    matrix has axes for each of its parts ("layers/0/attention/q/a").
     """
-    boxed = jax.eval_shape(Model(cfg)._boxed, jax.random.key(0))
+    shapes, axes = _plain(cfg)
+    return formats.applied(cfg.formats, shapes, axes, lambda form, w: jax.eval_shape(form.of, w))
+
+
+@functools.lru_cache(maxsize=32)
+def _plain(cfg: ModelConfig) -> tuple[Params, dict[str, tuple[str | None, ...]]]:
+    """Shapes and axes of the arrays that leaves stand for."""
+    boxed = jax.eval_shape(Model(cfg.plain())._boxed, jax.random.key(0))
     axes = {}
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
     for path, leaf in jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]:

@@ -6,13 +6,20 @@ in the place of an array, and every model, loss and decoder works on. Leaves are
 """
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 
 class Leaf(ABC):
-    """A weight [I, O] that is stored in another form."""
+    """A weight [I, O] that is stored in another form.
+
+    Attributes:
+      factored: whether its parts are weights themselves, to be trained, scored, cut and adapted one by one.
+    """
+
+    factored: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -30,3 +37,8 @@ class Leaf(ABC):
     @abstractmethod
     def dense(self) -> Array:
         """Returns the array it stands for."""
+
+
+def is_whole(node: Any) -> bool:
+    """Says whether a tree of weights ends here, at a leaf whose parts mean nothing alone: `is_leaf` of walks."""
+    return isinstance(node, Leaf) and not node.factored

@@ -2,9 +2,12 @@
 
 Adapted: a weight that stays, plus a product of two thin matrices that learns (LoRA, arXiv 2106.09685).
 Rounded: eight bits a number, widened a tile at a time while it multiplies.
+LowRank: a product of two thin matrices in the place of one.
+Columns: weights that multiply the same input, side by side.
+Sparse: a bit for each number and those that are not zero: how zeros are kept on disk.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -120,3 +123,111 @@ class Rounded(Leaf):
         by_output = jnp.swapaxes(self.levels, 1, 2).reshape(-1, self.levels.shape[1])
         w = by_output[: self.scales.shape[0]] * self.scales[:, None]
         return w if self.table else w.T
+
+
+@flax.struct.dataclass
+class LowRank(Leaf):
+    """a @ b. Its parts are weights like others: arrays, or leaves.
+
+    Attributes:
+      a, b: [I, R] and [R, O].
+    """
+
+    factored: ClassVar[bool] = True
+    a: Any
+    b: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[I, O]."""
+        return (self.a.shape[0], self.b.shape[1])
+
+    def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
+        """Multiplies by one, then by the other; what lies between has R numbers and the type of `x`."""
+        first, second = (self.b, self.a) if transpose else (self.a, self.b)
+        return contract(contract(x, first, transpose=transpose), second, transpose=transpose, dtype=dtype)
+
+    def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+        """Multiplies the rows of the first by the second."""
+        return contract(lookup(self.a, ids, dtype, (axes[0], None)), self.b, dtype=dtype)
+
+    def dense(self) -> Array:
+        """Returns the product as one array, in float32."""
+        return jnp.matmul(dense(self.a), dense(self.b), precision=jax.lax.Precision.HIGHEST)
+
+
+@flax.struct.dataclass
+class Columns(Leaf):
+    """Weights [I, ...] side by side, each in its own form.
+
+    Attributes:
+      parts: arrays or leaves.
+    """
+
+    factored: ClassVar[bool] = True
+    parts: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[I, all outputs]."""
+        return (self.parts[0].shape[0], sum(part.shape[1] for part in self.parts))
+
+    def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
+        """Returns the products side by side; transposed, one array is made first."""
+        if transpose:
+            return contract(x, self.dense(), transpose=True, dtype=dtype)
+        return jnp.concatenate([contract(x, part, dtype=dtype) for part in self.parts], axis=-1)
+
+    def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+        """Returns the rows of all parts side by side."""
+        return jnp.concatenate([lookup(part, ids, dtype, axes) for part in self.parts], axis=-1)
+
+    def dense(self) -> Array:
+        """Returns them as one array."""
+        return jnp.concatenate([dense(part) for part in self.parts], axis=-1)
+
+
+@flax.struct.dataclass
+class Sparse(Leaf):
+    """A bit for each number, row after row, and the numbers that are not zero in that order.
+
+    For storage: no backend of XLA multiplies it faster than the array it stands for, which is made whenever it is used.
+
+    Attributes:
+      bits: the first number is the highest bit of the first byte, as `jnp.packbits` has them.
+      values: those whose bit is 1; more are ignored.
+      sides: (I, O). Static.
+    """
+
+    bits: Int[Array, "b"]
+    values: Float[Array, "n"]
+    sides: tuple[int, int] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, w: Array, ones: int) -> "Sparse":
+        """Keeps the first `ones` of the numbers that are not zero: all, where there are no more."""
+        flat = w.reshape(-1)
+        there = (flat != 0) & (jnp.cumsum(flat != 0) <= ones)
+        (places,) = jnp.nonzero(there, size=ones, fill_value=0)
+        return cls(jnp.packbits(there), flat[places], (w.shape[0], w.shape[1]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(I, O)."""
+        return self.sides
+
+    def contract(self, x: Array, transpose: bool, dtype: jnp.dtype) -> Array:
+        """Multiplies by the array."""
+        return contract(x, self.dense(), transpose=transpose, dtype=dtype)
+
+    def lookup(self, ids: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+        """Reads the array."""
+        return lookup(self.dense(), ids, dtype, axes)
+
+    def dense(self) -> Array:
+        """Returns the array."""
+        there = jnp.unpackbits(self.bits)[: self.sides[0] * self.sides[1]].astype(bool)
+        if not self.values.size:
+            return jnp.zeros(self.sides, self.values.dtype)
+        numbers = jnp.take(self.values, jnp.cumsum(there) - 1, mode="clip")
+        return jnp.where(there, numbers, 0).reshape(self.sides)

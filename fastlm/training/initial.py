@@ -134,7 +134,7 @@ def start(init: Init) -> Start:
     files = Checkpoints(Path(init.source).expanduser(), read_only=True)
     step = files.resolve(init.step)
     about = files.about(step)
-    cfg = ModelConfig.from_json(json.dumps(about["model"]))
+    cfg = ModelConfig.from_json(json.dumps(about["model"])).in_use()
     tokenizer, task = tokenizers.from_json(about["tokenizer"]), about["config"].get("task", {})
     return Start(init, step, cfg, tokenizer, about.get("huggingface", {}), task)
 

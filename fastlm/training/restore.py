@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from fastlm import configuration, tasks
 from fastlm.data import tokenizers
 from fastlm.errors import UserError
-from fastlm.models import Compute, Model, ModelConfig, abstract, fusion, rounding
+from fastlm.models import Compute, Model, ModelConfig, abstract, formats, fusion, rounding
 from fastlm.parallel import rules
 from fastlm.tasks.kind import TaskKind, Trained
 from fastlm.training.checkpoints import Checkpoints
@@ -89,16 +89,21 @@ def restore(
     target = jax.tree.map(place, shapes, placement)
     if average is None:
         average = (files.folder / str(step) / "average").is_dir()
+    stored, cfg = cfg, cfg.in_use()
+    about = about | {"model": about["model"] | {"formats": list(map(list, cfg.formats))}}
     whole = all(where.is_fully_replicated for where in jax.tree.leaves(placement))
     if weights and not whole:
         raise UserError("--weights int8: goes with weights on one device; leave --tensor out")
     fuse = functools.partial(fusion.fuse, cfg) if fused and whole else lambda params: (cfg, params)
     if weights:  # a layer at a time, so that there is never much more in memory than what stays
-        rewrite = lambda part: rounding.round_weights(fuse(part)[1])
+        rewrite = lambda part: rounding.round_weights(fuse(formats.opened(part))[1])
         params = files.restore_parts(step, target, rewrite, average=average)
         cfg = dataclasses.replace(cfg, fused=cfg.fused or (fused and whole))
     else:
-        cfg, params = fuse(files.restore_model(step, target, average=average))
+        params = files.restore_model(step, target, average=average)
+        if stored != cfg:
+            params = jax.jit(formats.opened, out_shardings=rules.shardings(*abstract(cfg), mesh))(params)
+        cfg, params = fuse(params)
     chosen = {"dtype": dtype, "cache_dtype": cache_dtype}
     compute = dataclasses.replace(compute, **{name: value for name, value in chosen.items() if value is not None})
     return Restored(Model(cfg, compute), params, tokenizer, about, step)

@@ -26,7 +26,7 @@ def write(source: str | Path, restored: Restored, cfg: ModelConfig, params: Any,
     model = json.loads(cfg.to_json())
     about = restored.about | {
         "model": model,
-        "config": restored.about["config"] | {"model": model, "wrappers": ()},
+        "config": restored.about["config"] | {"model": json.loads(cfg.in_use().to_json()), "wrappers": ()},
         "metrics": {},
         "versions": checkpoints.versions(),
         "made_from": {"workdir": str(source), "step": restored.step, "command": how},

@@ -17,7 +17,7 @@ MODEL = Model(CFG)
 TASK = language_modeling.make(MODEL, np.ones(32, np.int32))
 PARAMS = {"model": MODEL.init(jax.random.key(0))}
 UP, DOWN = "layers/0/feed_forward/up", "layers/0/feed_forward/down"
-EVERYTHING = ("gradient", "absolute", "square", "products")
+EVERYTHING = ("gradient", "absolute", "square", "products", "outputs")
 
 
 def batch(seed, padding=0):
@@ -56,6 +56,25 @@ def test_inputs_are_what_the_product_reads():
     np.testing.assert_allclose(probe.inputs, jnp.diagonal(found[DOWN].products), rtol=1e-5)
 
 
+def test_outputs_are_how_the_loss_depends_on_what_comes_out():
+    """Of the last product of the stack: what is added to the stream there has the same gradient."""
+    given = batch(4)
+    found = evidence.gather(TASK, PARAMS, [given], [UP, DOWN], ["outputs"])
+    assert (
+        found[UP].inputs is None
+        and found[UP].outputs.shape == (PARAMS["model"]["layers"]["0"]["feed_forward"]["up"].shape[1],) * 2
+    )
+    capture = MODEL.features(PARAMS["model"], given["tokens"], capture={"hidden"})[1]["hidden"][-1]
+
+    def rest(stream):
+        hidden = MODEL.final_norm(PARAMS["model"], stream)
+        logits = MODEL.head(PARAMS["model"], hidden)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), given["targets"][..., None], -1))
+
+    g = jax.grad(rest)(capture).reshape(-1, 16)
+    np.testing.assert_allclose(found[DOWN].outputs, 32 * g.T @ g, atol=1e-6)
+
+
 def test_what_the_loss_does_not_depend_on_is_not_counted():
     """Causal rows whose ends have no loss: what stands there may be anything."""
     one, other = batch(3, padding=5), batch(3, padding=5)
@@ -85,7 +104,7 @@ def test_second_order_is_what_removing_does_to_a_quadratic_loss_at_its_least():
 
 
 def test_every_score_reads_what_it_needs_and_nothing_else():
-    weights, filled = jnp.ones((3, 2)), Evidence(*(jnp.full((3, 2), 0.5),) * 3, inputs=jnp.arange(3.0))
+    weights, filled = jnp.ones((3, 2)), Evidence(*(jnp.full((3, 2), 0.5),) * 3, jnp.arange(3.0), jnp.eye(3), jnp.eye(2))
     for name, known in importance.WEIGHTS.items():
         parts = {need: getattr(filled, need) for need in known.needs}
         score = known.score(weights, Evidence(**parts), jax.random.key(1))

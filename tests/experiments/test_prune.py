@@ -36,7 +36,7 @@ def test_zeros_at_once_and_training_that_keeps_them(run, tiny_config, tmp_path):
     little = ("--workdir", run, "--batches", "2", "--score_batches", "1")
     shown = call("experiments.sparsify", *little, "--score", "magnitude,wanda,taylor", "--sparsity", "0.5,1")
     table = rows(shown.out)
-    assert shown.status == 0 and [row[2] for row in table] == ["0", "0.500", "1.000"] + ["0.500", "1.000"] * 2
+    assert shown.status == 0 and [row[2] for row in table] == ["", "0.500", "1.000"] + ["0.500", "1.000"] * 2
     assert len({row[3] for row in table if row[2] == "1.000"}) == 1  # nothing is left to differ
     assert len({row[3] for row in table}) >= 4
     target = tmp_path / "zeros"
@@ -94,3 +94,63 @@ def test_what_cannot_be_cut_is_one_line(run, tmp_path):
     refuses("--layer_count: goes with --layers", *prune, "--layer_count", "1")
     refuses("--layer_count: 3 of 1 layers cannot be kept", *prune, "--layers", "influence", "--layer_count", "3")
     refuses("none.txt", *prune, "--heads", "1", "--source", "text:" + str(tmp_path / "none.txt"))
+
+
+def test_zeros_take_a_bit_on_disk_and_the_others_make_up_for_them(run, tmp_path):
+    little = ("--workdir", run, "--batches", "2", "--score_batches", "1", "--sparsity", "0.75")
+    shown = call("experiments.sparsify", *little, "--score", "surgeon,fisher", "--allocation", "2:4,global", "--update")
+    assert shown.status == 0 and [row[2] for row in rows(shown.out)[1:]] == ["0.500", "0.750"] * 2
+    call("experiments.sparsify", *little, "--to", tmp_path / "masked")
+    call("experiments.sparsify", *little, "--update", "--to", tmp_path / "updated")
+    call("experiments.sparsify", "--workdir", tmp_path / "masked", "--sparsity", "0", "--to", tmp_path / "again")
+    masked, updated, again = (zeros(tmp_path / name) for name in ("masked", "updated", "again"))
+    for path, zero in masked.items():
+        np.testing.assert_array_equal(zero, updated[path])
+        np.testing.assert_array_equal(zero, again[path])
+    size = lambda name: sum(
+        p.stat().st_size for p in (tmp_path / name / "checkpoints/0/model").rglob("*") if p.is_file()
+    )
+    call("experiments.sparsify", "--workdir", run, "--sparsity", "0", "--to", tmp_path / "whole")
+    assert size("whole") - size("masked") > 0.3 * 4 * sum(zero.size for zero in masked.values())  # and names of parts
+    about = json.loads((tmp_path / "masked/checkpoints/0/about/metadata").read_text())
+    assert all(text.startswith("sparse(ones=") for _, text in about["model"]["formats"])
+    assert not about["config"]["model"]["formats"]
+    refuses(
+        "--update: fits the newest weights",
+        "experiments.sparsify",
+        *little,
+        "--update",
+        "--rewind",
+        "8",
+        "--to",
+        tmp_path / "x",
+    )
+
+
+def test_thin_matrices_from_a_run_to_training_and_back(run, tiny_config, tmp_path):
+    little = ("--workdir", run, "--batches", "2", "--score_batches", "1", "--multiple", "2")
+    shown = call(
+        "experiments.low_rank", *little, "--method", "svd,fisher", "--share", "0.5,0.8", "--allocation", "uniform,size"
+    )
+    table = rows(shown.out)
+    assert shown.status == 0 and [row[2] for row in table[1:]] == ["0.50", "0.80"] * 4
+    assert len({row[4] for row in table}) > 4
+    target = tmp_path / "thin"
+    made = call("experiments.low_rank", *little, "--share", "0.5", "--to", target)
+    assert made.status == 0 and "low_rank(rank=" in made.out and f"wrote step 0 to {target}" in made.out
+    found = restore.restore(target, meshes.make())
+    assert found.model.cfg.formats and set(flatten(found.params)) == set(abstract(found.model.cfg)[1])
+    tiny_config |= {"init": {"source": str(target)}, "model": {}}
+    loop.run(build.build(tiny_config, tmp_path / "after"), say=lambda text: None)
+    after = restore.restore(tmp_path / "after", meshes.make())
+    assert after.model.cfg.formats == found.model.cfg.formats
+    moved = [not np.array_equal(a, b) for a, b in zip(flatten(found.params).values(), flatten(after.params).values())]
+    assert all(moved)
+    fused = restore.restore(tmp_path / "after", meshes.make(), fused=True)
+    tokens = np.arange(8)[None]
+    np.testing.assert_allclose(
+        fused.model.apply(fused.params, tokens)[0], after.model.apply(after.params, tokens)[0], atol=1e-4
+    )
+    refuses("has factors already", "experiments.low_rank", "--workdir", target)
+    refuses("--method: no method 'fsher'", "experiments.low_rank", "--workdir", run, "--method", "fsher")
+    refuses("--share: 0.01 of", "experiments.low_rank", *little, "--share", "0.01")

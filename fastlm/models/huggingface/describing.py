@@ -144,6 +144,7 @@ def describe(cfg: ModelConfig, class_name: str | None = None) -> tuple[str, Arch
     Raises:
       UserError: an unknown class, or none that fits; the message says what stands in the way.
     """
+    cfg = cfg.plain()  # any form of a weight is written as the array it stands for
     known = {name: architecture for architecture in ARCHITECTURES.values() for name in architecture.heads}
     if class_name is not None and class_name not in known:
         raise UserError(f"unknown class '{class_name}'{nearest(class_name, known) or '; known: ' + ', '.join(known)}")

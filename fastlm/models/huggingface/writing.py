@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlm.errors import UserError, nearest
+from fastlm.models import formats
 from fastlm.models.config import ModelConfig
 from fastlm.models.huggingface import folders
 from fastlm.models.huggingface.describing import describe, shapes_of
@@ -55,6 +56,7 @@ def write(
     if dtype is not None and DTYPES.get(dtype) is None:
         valid = [name for name, kind in DTYPES.items() if kind is not None]
         raise UserError(f"dtype: unknown '{dtype}'{nearest(dtype, valid) or '; one of: ' + ', '.join(valid)}")
+    cfg, params = cfg.plain(), formats.merged(params)
     class_name, known, options = describe(cfg, architecture)
     shapes = shapes_of(cfg)
     _check_params(params, shapes)
