@@ -154,3 +154,18 @@ def test_thin_matrices_from_a_run_to_training_and_back(run, tiny_config, tmp_pat
     refuses("has factors already", "experiments.low_rank", "--workdir", target)
     refuses("--method: no method 'fsher'", "experiments.low_rank", "--workdir", run, "--method", "fsher")
     refuses("--share: 0.01 of", "experiments.low_rank", *little, "--share", "0.01")
+
+
+def test_what_each_part_is_worth_is_read_once_and_drawn(run, tmp_path):
+    target = tmp_path / "readings"
+    little = ("--workdir", run, "--batches", "1", "--score_batches", "2", "--to", target)
+    first = call("experiments.sensitivity", *little, "--ways", "feed_forward")
+    assert first.status == 0 and "layers/0/feed_forward feed_forward -50%" in first.out
+    again = call("experiments.sensitivity", *little, "--ways", "feed_forward,heads")
+    assert again.status == 0 and "feed_forward -50%" not in again.out and "attention heads -50%" in again.out
+    found = json.loads((target / "readings.json").read_text())["readings"]
+    assert len(found) == len({(row["part"], row["way"]) for row in found}) == 2
+    assert (target / "sensitivity.png").exists() and "layers/0" in (target / "sensitivity.html").read_text()
+    refuses("holds readings with another batches", "experiments.sensitivity", *little[:3], "2", *little[4:])
+    refuses("--ways: no 'head'", "experiments.sensitivity", *little, "--ways", "head")
+    refuses("--levels: give shares between", "experiments.sensitivity", *little, "--levels", "1")
