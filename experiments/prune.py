@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from fastlm.errors import UserError
 from fastlm.models import Model, ModelConfig, slicing, units
 from fastlm.ops import paths
 from fastlm.parallel import mesh as meshes
+from fastlm.search import layer_sizes, sensitivity
 from fastlm.search.shapes import parameters_of
 from fastlm.training import restore, rewritten
 from fastlm.training.restore import Restored
@@ -49,6 +51,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("layer_count", 0, "with 'evenly' or 'influence': how many", lower_bound=0)
     flags.DEFINE_integer("width", 0, "hidden units to keep; 0 for all", lower_bound=0)
     flags.DEFINE_integer("heads", 0, "heads to keep in each layer; 0 for all", lower_bound=0)
+    flags.DEFINE_string(
+        "readings", "", "readings.json of experiments.sensitivity, by which each layer has its own sizes"
+    )
+    flags.DEFINE_float("budget", 0.5, "with --readings: share of the numbers of all layers, that is kept")
     flags.DEFINE_integer("feed_forward_width", 0, "feed-forward units to keep in each layer; 0 for all", lower_bound=0)
     calibration.define_flags()
     flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
@@ -85,6 +91,27 @@ def layers_of(restored: Restored, mesh: Mesh) -> tuple[int, ...] | None:
     return tuple(sorted(int(i) for i in np.argsort(-scores, kind="stable")[:count]))
 
 
+def searched(cfg: ModelConfig) -> Part:
+    """Returns the part that --readings and --budget lead to.
+
+    Raises:
+      UserError: no such readings, or a budget that cannot be met.
+    """
+    for name in ("layers", "layer_count", "heads", "feed_forward_width"):
+        if FLAGS[name].present:
+            raise UserError(f"--{name}: is decided by --readings; leave one out")
+    if not 0 < FLAGS.budget < 1:
+        raise UserError(f"--budget: {FLAGS.budget} is no share between 0 and 1")
+    readings = sensitivity.load(Path(FLAGS.readings).expanduser(), cfg)[1]
+    total = sum(sensitivity.numbers(cfg, i) for i in range(cfg.total_layers))
+    found = layer_sizes.search(cfg, readings, layer_sizes.parameters(cfg), FLAGS.budget * total, "--budget")
+    print(
+        f"layers have {found.cost:,.0f} of {total:,} numbers; readings add up to a loss of {found.rise:+.4f}",
+        flush=True,
+    )
+    return dataclasses.replace(found.part, width=FLAGS.width)
+
+
 def of_units(deep: ModelConfig, params: Any, known: Mapping[str, Any], name: str, seed: int) -> Scores:
     """Returns what a score says of the units of a model, on the host."""
     leaves = {path: leaf for path, leaf in paths.flatten(params).items() if path in known}
@@ -106,7 +133,11 @@ def main() -> None:
     jax.set_mesh(mesh)
     restored = restore.restore(FLAGS.workdir, mesh, step=FLAGS.step)
     cfg = restored.model.cfg
-    part = Part(layers_of(restored, mesh), FLAGS.width, FLAGS.feed_forward_width, FLAGS.heads)
+    part = (
+        searched(cfg)
+        if FLAGS.readings
+        else Part(layers_of(restored, mesh), FLAGS.width, FLAGS.feed_forward_width, FLAGS.heads)
+    )
     with by_flags():
         small = part.config(cfg)
     if small == cfg:

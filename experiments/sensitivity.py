@@ -8,9 +8,6 @@ folder. Each reading is kept as it comes: killed, the same command goes on. What
 The loss is that of --score_batches of the validation split; what decides inside a part is gathered on training data.
 """
 
-import dataclasses
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from absl import flags
 from experiments import calibration
 from fastlm import command_line
 from fastlm.errors import UserError, nearest
-from fastlm.models import Model
+from fastlm.models import Model, ModelConfig
 from fastlm.parallel import mesh as meshes
 from fastlm.reports import sensitivity as report
 from fastlm.search import sensitivity
@@ -56,7 +53,7 @@ def settings(step: int) -> dict[str, Any]:
     }
 
 
-def known_readings(path: Path, wanted: dict[str, Any]) -> list[Reading]:
+def known_readings(path: Path, cfg: ModelConfig, wanted: dict[str, Any]) -> list[Reading]:
     """Returns the readings there are.
 
     Raises:
@@ -64,21 +61,11 @@ def known_readings(path: Path, wanted: dict[str, Any]) -> list[Reading]:
     """
     if not path.exists():
         return []
-    try:
-        found = json.loads(path.read_text())
-        before, rows = found["settings"], [Reading(**row) for row in found["readings"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it, or give another folder with --to") from None
+    before, rows = sensitivity.load(path, cfg)
     other = [name for name in wanted if before.get(name) != wanted[name]]
     if other:
         raise UserError(f"{path}: holds readings with another {', '.join(other)}; give another folder with --to")
     return rows
-
-
-def write(path: Path, made: dict[str, Any], rows: Sequence[Reading]) -> None:
-    """Writes all readings, the file whole at any time."""
-    text = json.dumps({"settings": made, "readings": [dataclasses.asdict(row) for row in rows]}, indent=1)
-    workdir_files.write_whole(path, text)
 
 
 def main() -> None:
@@ -101,7 +88,7 @@ def main() -> None:
     folder = Path(FLAGS.to).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     made = settings(restored.step)
-    rows = known_readings(folder / FILE, made)
+    rows = known_readings(folder / FILE, cfg, made)
     done = {(row.part, row.way, row.level) for row in rows}
     wanted = [one for one in sensitivity.asked(cfg, FLAGS.ways, levels) if one not in done]
     if wanted:
@@ -116,7 +103,7 @@ def main() -> None:
         make_task = lambda cfg: kind.make(Model(cfg, compute), restored.tokenizer)
         for row in sensitivity.readings(cfg, make_task, restored.params, seen, batches, wanted):
             rows.append(row)
-            write(folder / FILE, made, rows)
+            workdir_files.write_whole(folder / FILE, sensitivity.as_text(cfg, made, rows))  # whole at any time
             print(
                 f"{len(rows)}/{len(done) + len(wanted)} {row.part} {row.way} -{row.level:.0%}: "
                 f"loss {row.rise:+.4f} ± {row.error:.4f}",

@@ -28,13 +28,14 @@ class Part:
 
     Attributes:
       layers: numbers, the encoder's first; None keeps all.
-      width, feed_forward_width, heads: of each layer that has as many; layers with fewer keep theirs. 0 keeps all.
+      width, feed_forward_width, heads: of each layer that has as many; layers with fewer keep theirs. 0 keeps all. Of
+        the last two a tuple has one for each layer that is kept.
     """
 
     layers: tuple[int, ...] | None = None
     width: int = 0
-    feed_forward_width: int = 0
-    heads: int = 0
+    feed_forward_width: int | tuple[int, ...] = 0
+    heads: int | tuple[int, ...] = 0
 
     def config(self, cfg: ModelConfig) -> ModelConfig:
         """Returns the architecture of this part of `cfg`.
@@ -45,10 +46,12 @@ class Part:
         cfg = self._deep(cfg)
         layers = [cfg.layer(i) for i in range(cfg.total_layers)]
         _check("width", self.width, [cfg.width])
-        _check("feed_forward_width", self.feed_forward_width, [layer.feed_forward_width for layer in layers])
-        _check("heads", self.heads, [layer.heads for layer in layers])
-        cut = [heads_of(layer, self.heads) for layer in layers]
-        units = [min(self.feed_forward_width or size, size) for size in (layer.feed_forward_width for layer in layers)]
+        widths, heads = (_of_each(size, len(layers)) for size in (self.feed_forward_width, self.heads))
+        for key, sizes in (("feed_forward_width", widths), ("heads", heads)):
+            for size in set(sizes):
+                _check(key, size, [getattr(layer, key) for layer in layers])
+        cut = [heads_of(layer, size) for layer, size in zip(layers, heads)]
+        units = [min(size or layer.feed_forward_width, layer.feed_forward_width) for layer, size in zip(layers, widths)]
         return slicing.resized(cfg, self.width or cfg.width, [n for n, _ in cut], [k for _, k in cut], units)
 
     def take(self, cfg: ModelConfig, params: Any, mesh: Mesh, scores: Scores | None = None) -> Any:
@@ -74,7 +77,9 @@ class Part:
         if self.layers is not None:
             said.append(f"layers {', '.join(map(str, self.layers))} of {cfg.total_layers}")
         sizes = (("width", "hidden units"), ("feed_forward_width", "feed-forward units"), ("heads", "heads"))
-        said += [f"the {size} largest {name}" for key, name in sizes if (size := getattr(self, key))]
+        for key, name in sizes:
+            if size := getattr(self, key):
+                said.append(f"the {', '.join(map(str, size)) if isinstance(size, tuple) else size} largest {name}")
         return ", ".join(said)
 
     def _deep(self, cfg: ModelConfig) -> ModelConfig:
@@ -137,6 +142,10 @@ def _numbers(side: str, of: int, text: str) -> tuple[int, ...]:
             f"config.init.layers: '{text}': give 'evenly', or ascending numbers from 0 to {of - 1}, each once"
         )
     return tuple(numbers)
+
+
+def _of_each(size: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    return size if isinstance(size, tuple) else (size,) * layers
 
 
 def _check(key: str, size: int, there: Sequence[int]) -> None:

@@ -8,8 +8,11 @@ Left out: parts hurt together, of which the sum of these readings says less the 
 """
 
 import dataclasses
+import json
 import math
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +22,7 @@ from jaxtyping import Array
 
 from fastlm.compress import importance, low_rank, masks
 from fastlm.compress.evidence import INPUTS, OUTPUTS, PRODUCTS, Evidence
+from fastlm.errors import UserError
 from fastlm.models import ModelConfig, abstract, slicing, units
 from fastlm.models.units import Unit
 from fastlm.ops import paths
@@ -27,6 +31,7 @@ from fastlm.tasks.task import Batch, Task
 
 NEEDS = (INPUTS, PRODUCTS, OUTPUTS)
 SCORE = "fisher"
+MULTIPLE = 8  # of feed-forward units that stay, where there are many: for meshes and for vector units
 Params = Any
 Known = Mapping[str, Evidence]
 
@@ -63,11 +68,37 @@ class Way:
       parts: `(cfg) -> paths`.
       make: `(cfg, params, known, part, level) -> (cfg, params, numbers gone)`.
       whole: whether it has one level only, everything.
+      count: `(cfg, part) -> units`, of which levels are rounded to whole ones; None where a level is as it is.
     """
 
     parts: Callable[[ModelConfig], Sequence[str]]
     make: Callable[[ModelConfig, Params, Known, str, float], tuple[ModelConfig, Params, int]]
     whole: bool = False
+    count: Callable[[ModelConfig, str], int] | None = None
+
+
+def load(path: Path, cfg: ModelConfig) -> tuple[dict[str, Any], list[Reading]]:
+    """Returns (what all readings of a file have in common, the readings), as `save` wrote them.
+
+    Raises:
+      UserError: it is not there, damaged, or of another architecture.
+    """
+    try:
+        found = json.loads(path.read_text())
+        settings, rows = found["settings"], [Reading(**row) for row in found["readings"]]
+    except OSError:
+        raise UserError(f"{path}: cannot be read; write it with experiments.sensitivity") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it, and read again") from None
+    if settings.get("model") != json.loads(cfg.to_json()):
+        raise UserError(f"{path}: holds readings of another architecture; read this model with experiments.sensitivity")
+    return settings, rows
+
+
+def as_text(cfg: ModelConfig, settings: Mapping[str, Any], readings: Sequence[Reading]) -> str:
+    """Returns the file that `load` reads."""
+    rows = [dataclasses.asdict(one) for one in readings]
+    return json.dumps({"settings": {**settings, "model": json.loads(cfg.to_json())}, "readings": rows}, indent=1)
 
 
 def matrices(cfg: ModelConfig) -> list[str]:
@@ -98,6 +129,32 @@ def _thin(cfg: ModelConfig, params: Params, known: Known, part: str, level: floa
     return cfg, _with_one(params, part, dense(low_rank.cut(full, rank))), w.size - rank * sum(w.shape)
 
 
+def left_of(count: int, level: float) -> int:
+    """Returns how many of so many units stay at a level: at least one goes, and one stays; of many, a multiple of 8."""
+    step = MULTIPLE if count >= 8 * MULTIPLE else 1
+    most = (count - 1) // step * step
+    return min(most, max(step, round((1 - level) * count / step) * step))
+
+
+def numbers(cfg: ModelConfig, layer: int, sizes: Mapping[Unit, int] = types.MappingProxyType({})) -> int:
+    """Returns how many numbers a layer has, if it had so many of some units."""
+    counts, shapes, total = units.counts(cfg), paths.flatten(abstract(cfg)[0]), 0
+    for path, names in units.axes(cfg).items():
+        if path.startswith(f"layers/{layer}/"):
+            sides = zip(shapes[path].shape, names)
+            total += math.prod(
+                n if unit is None else n // counts[unit] * sizes.get(unit, counts[unit]) for n, unit in sides
+            )
+    return total
+
+
+def _with_keys(cfg: ModelConfig, own: Unit) -> tuple[Unit, ...]:
+    """A unit, and where each head has a key of its own, that."""
+    if own.kind != "heads" or cfg.layer(own.layer).kv_heads != cfg.layer(own.layer).heads:
+        return (own,)
+    return (own, units.heads(own.layer, own.part, "kv_heads"))
+
+
 def _units(kind: str) -> Way:
     def unit(cfg: ModelConfig, part: str) -> Unit:
         _, layer, name = part.split("/")
@@ -115,7 +172,7 @@ def _units(kind: str) -> Way:
         leaves, own, count = paths.flatten(params), unit(cfg, part), units.counts(cfg)[unit(cfg, part)]
         here = {path: seen for path, seen in known.items() if own in units.axes(cfg)[path]}
         scores = importance.of_units(cfg, importance.scores(SCORE, leaves, here, jax.random.key(0)))[own]
-        keep = count - min(count - 1, max(1, round(level * count)))
+        keep = left_of(count, level)
         stays = masks.largest(scores, keep)
 
         def cut(path: str, leaf: Array) -> Array:
@@ -124,10 +181,10 @@ def _units(kind: str) -> Way:
                 return leaf
             return jnp.where(jnp.repeat(stays, leaf.shape[0] // count)[:, None], leaf, 0)
 
-        sizes = (math.prod(leaves[path].shape) for path, names in units.axes(cfg).items() if own in names)
-        return cfg, paths.map_with_path(cut, params), sum(sizes) * (count - keep) // count
+        gone = numbers(cfg, own.layer) - numbers(cfg, own.layer, dict.fromkeys(_with_keys(cfg, own), keep))
+        return cfg, paths.map_with_path(cut, params), gone
 
-    return Way(parts, make)
+    return Way(parts, make, count=lambda cfg, part: units.counts(cfg)[unit(cfg, part)])
 
 
 def _layer(cfg: ModelConfig, params: Params, known: Known, part: str, level: float) -> tuple[ModelConfig, Params, int]:
@@ -146,14 +203,15 @@ WAYS: dict[str, Way] = {
 
 
 def asked(cfg: ModelConfig, ways: Iterable[str], levels: Sequence[float]) -> list[tuple[str, str, float]]:
-    """Returns (part, way, level) of everything there is to read."""
-    every = ((name, WAYS[name]) for name in ways)
-    return [
-        (part, name, level)
-        for name, way in every
-        for level in ((1.0,) if way.whole else levels)
-        for part in way.parts(cfg)
-    ]
+    """Returns (part, way, level) of everything there is to read; of levels that leave as many units, the first."""
+    found: dict[tuple[str, str, float], tuple[str, str, float]] = {}
+    for name in ways:
+        way = WAYS[name]
+        for level in (1.0,) if way.whole else levels:
+            for part in way.parts(cfg):
+                left = level if way.count is None else left_of(way.count(cfg, part), level)
+                found.setdefault((part, name, left), (part, name, level))
+    return list(found.values())
 
 
 def readings(
