@@ -45,8 +45,9 @@ def choose(groups: Sequence[Sequence[Option]], budget: float, where: str) -> lis
     if math.fsum(option.cost for option in lossless) <= budget:
         return lossless
     # Grains are of what is to be had above the least, and each group's cheapest option costs none of them.
-    spare = max(budget - least, 0.0)
-    grain = spare / GRAINS if spare else 1.0
+    if budget <= least:
+        return cheapest
+    grain = (budget - least) / GRAINS
     best = np.zeros(GRAINS + 1)  # the least loss of the groups so far, with so many grains
     taken: list[np.ndarray] = []
     for group, first in zip(groups, cheapest):
