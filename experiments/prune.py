@@ -30,16 +30,17 @@ from fastlm.compress import importance
 from fastlm.compress.importance import Scores
 from fastlm.compress.parts import EVENLY, Part, layers_named
 from fastlm.errors import UserError
-from fastlm.models import Model, ModelConfig, slicing, units
+from fastlm.models import Compute, Model, ModelConfig, slicing, units
 from fastlm.ops import paths
 from fastlm.parallel import mesh as meshes
-from fastlm.search import layer_sizes, sensitivity
+from fastlm.search import clock, latencies, layer_sizes, sensitivity
 from fastlm.search.shapes import parameters_of
 from fastlm.training import restore, rewritten
 from fastlm.training.restore import Restored
 
 FLAGS = flags.FLAGS
 INFLUENCE = "influence"
+ROUNDS, CLOSE = 4, 1.03  # of measuring what was predicted, until it is as close as this
 
 
 def define_flags() -> None:
@@ -55,6 +56,10 @@ def define_flags() -> None:
         "readings", "", "readings.json of experiments.sensitivity, by which each layer has its own sizes"
     )
     flags.DEFINE_float("budget", 0.5, "with --readings: share of the numbers of all layers, that is kept")
+    flags.DEFINE_float("speed", 0.0, "with --readings, instead of --budget: how many times as fast, by unit timings")
+    flags.DEFINE_integer("rows", 1, "of that speed", lower_bound=1)
+    flags.DEFINE_integer("length", 128, "tokens of a row that are read, for that speed", lower_bound=1)
+    flags.DEFINE_integer("tokens", 32, "that are written behind them, where the model writes", lower_bound=8)
     flags.DEFINE_integer("feed_forward_width", 0, "feed-forward units to keep in each layer; 0 for all", lower_bound=0)
     calibration.define_flags()
     flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
@@ -91,8 +96,8 @@ def layers_of(restored: Restored, mesh: Mesh) -> tuple[int, ...] | None:
     return tuple(sorted(int(i) for i in np.argsort(-scores, kind="stable")[:count]))
 
 
-def searched(cfg: ModelConfig) -> Part:
-    """Returns the part that --readings and --budget lead to.
+def searched(cfg: ModelConfig, compute: Compute) -> Part:
+    """Returns the part that --readings leads to under --budget, or under --speed.
 
     Raises:
       UserError: no such readings, or a budget that cannot be met.
@@ -100,16 +105,53 @@ def searched(cfg: ModelConfig) -> Part:
     for name in ("layers", "layer_count", "heads", "feed_forward_width"):
         if FLAGS[name].present:
             raise UserError(f"--{name}: is decided by --readings; leave one out")
+    if FLAGS["budget"].present and FLAGS.speed:
+        raise UserError("--speed: is another budget than --budget; leave one out")
+    readings = sensitivity.load(Path(FLAGS.readings).expanduser(), cfg)[1]
+    if FLAGS.speed:
+        return fast_enough(cfg, compute, readings)
     if not 0 < FLAGS.budget < 1:
         raise UserError(f"--budget: {FLAGS.budget} is no share between 0 and 1")
-    readings = sensitivity.load(Path(FLAGS.readings).expanduser(), cfg)[1]
     total = sum(sensitivity.numbers(cfg, i) for i in range(cfg.total_layers))
     found = layer_sizes.search(cfg, readings, layer_sizes.parameters(cfg), FLAGS.budget * total, "--budget")
     print(
-        f"layers have {found.cost:,.0f} of {total:,} numbers; readings add up to a loss of {found.rise:+.4f}",
-        flush=True,
+        f"layers have {found.cost:,.0f} of {total:,} numbers; readings add up to {found.rise:+.4f} of loss", flush=True
     )
     return dataclasses.replace(found.part, width=FLAGS.width)
+
+
+def fast_enough(cfg: ModelConfig, compute: Compute, readings: list[sensitivity.Reading]) -> Part:
+    """Returns the part that is --speed times as fast, by unit timings; prints what the clock says of it.
+
+    Raises:
+      UserError: nothing is that fast.
+    """
+    if FLAGS.speed <= 1 or FLAGS.width:
+        raise UserError("--speed: give how many times as fast, more than 1, and leave --width out")
+    load = clock.load_of(cfg, compute, FLAGS.rows, FLAGS.length, FLAGS.tokens)
+    heads, widths = layer_sizes.levels(cfg, readings)
+    cost = latencies.table(cfg, compute, heads, widths, load).cost(cfg)
+    rest = 1 - sum(cost(i, latencies.whole_of(cfg.layer(i))) for i in range(cfg.layers))
+    most = 1 / (rest + layer_sizes.least(cfg, readings, cost))
+    off = 1.0  # how much longer things take than the timings of units say: cuts of several parts are not their sum
+    for _ in range(ROUNDS):
+        try:
+            found = layer_sizes.search(cfg, readings, cost, 1 / FLAGS.speed / off - rest, "--speed")
+        except UserError:
+            raise UserError(
+                f"--speed: {FLAGS.speed} is not to be had at {load}; the most is {most / off:.2f}"
+            ) from None
+        told = (rest + found.cost) * off
+        (measured,) = latencies.shares(cfg, [found.part.config(cfg)], compute, load)
+        print(
+            f"{load}: {told:.3f} of the time predicted, {measured:.3f} measured; "
+            f"readings add up to {found.rise:+.4f} of loss",
+            flush=True,
+        )
+        off *= measured / told
+        if measured <= CLOSE / FLAGS.speed:
+            break
+    return found.part
 
 
 def of_units(deep: ModelConfig, params: Any, known: Mapping[str, Any], name: str, seed: int) -> Scores:
@@ -134,7 +176,7 @@ def main() -> None:
     restored = restore.restore(FLAGS.workdir, mesh, step=FLAGS.step)
     cfg = restored.model.cfg
     part = (
-        searched(cfg)
+        searched(cfg, restored.model.compute)
         if FLAGS.readings
         else Part(layers_of(restored, mesh), FLAGS.width, FLAGS.feed_forward_width, FLAGS.heads)
     )

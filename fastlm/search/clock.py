@@ -4,8 +4,9 @@ Notable: what a model weighs does not change how fast it is, so weights are rand
 teacher, so that both see the same minutes of the machine; products are fused, as `fastlm.generate` has them.
 """
 
+import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -24,12 +25,22 @@ def clock(compute: Compute, *, rows: int = 1, length: int = 128, tokens: int = 3
     """
 
     def speeds(teacher: ModelConfig, students: Sequence[ModelConfig]) -> list[float]:
-        room = teacher.max_length - tokens - PIECE
-        first = _runtime(teacher, compute)
-        load = Load(rows, max(min(length, room), 1), tokens) if first.writes() else Load(rows, min(length, room))
+        first, load = _runtime(teacher, compute), load_of(teacher, compute, rows, length, tokens)
         return [_ratio(first, _runtime(student, compute), load, turns) for student in students]
 
     return speeds
+
+
+def load_of(cfg: ModelConfig, compute: Compute, rows: int, length: int, tokens: int) -> Load:
+    """Returns writing `tokens` behind `length` others, or reading, where a model does not write; as it has room."""
+    room = cfg.max_length - tokens - PIECE
+    writes = Jitted(Model(cfg, compute), None).writes()
+    return Load(rows, max(min(length, room), 1), tokens) if writes else Load(rows, min(length, cfg.max_length))
+
+
+def runner(cfg: ModelConfig, compute: Compute) -> Callable[[Load], Sequence[float]]:
+    """Returns what times a load of a model with random weights: seconds of its pieces."""
+    return functools.partial(_run, _runtime(cfg, compute))
 
 
 def _runtime(cfg: ModelConfig, compute: Compute) -> Jitted:
@@ -37,12 +48,13 @@ def _runtime(cfg: ModelConfig, compute: Compute) -> Jitted:
     return Jitted(Model(cfg, compute), params, 0 if cfg.encoder_layers else None)
 
 
-def _ratio(teacher: Jitted, student: Jitted, load: Load, turns: int) -> float:
-    def run(runtime: Jitted, load: Load) -> list[float]:
-        if load.count:
-            return runtime.write(load.rows, load.length, load.count)
-        return [runtime.read(load.rows, load.length)]
+def _run(runtime: Jitted, load: Load) -> list[float]:
+    if load.count:
+        return runtime.write(load.rows, load.length, load.count)
+    return [runtime.read(load.rows, load.length)]
 
-    models = {name: lambda load, one=one: run(one, load) for name, one in (("teacher", teacher), ("student", student))}
+
+def _ratio(teacher: Jitted, student: Jitted, load: Load, turns: int) -> float:
+    models = {"teacher": functools.partial(_run, teacher), "student": functools.partial(_run, student)}
     seconds = {name: by_load[str(load)] for name, by_load in ruler.take_turns(models, [load], turns).items()}
     return statistics.median(sum(a) / sum(b) for a, b in zip(seconds["teacher"], seconds["student"]))

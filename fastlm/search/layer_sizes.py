@@ -100,6 +100,18 @@ def search(cfg: ModelConfig, readings: Iterable[Reading], cost: Cost, budget: fl
     return Found(part, math.fsum(option.cost for option in chosen), math.fsum(option.loss for option in chosen))
 
 
+def least(cfg: ModelConfig, readings: Iterable[Reading], cost: Cost) -> float:
+    """Returns what the cheapest choice of all layers costs."""
+    return math.fsum(min(option.cost for option in group) for group in options(cfg, readings, cost))
+
+
+def levels(cfg: ModelConfig, readings: Iterable[Reading]) -> tuple[list[int], list[int]]:
+    """Returns how many heads, and how many units, may be left in some layer."""
+    of_heads, of_units, _ = _by_layer(cfg, readings)
+    heads = {count for own in of_heads.values() for count, _ in own}
+    return sorted(heads), sorted({size for own in of_units.values() for size in own})
+
+
 def _by_layer(cfg: ModelConfig, readings: Iterable[Reading]) -> tuple[Mapping, Mapping, Mapping]:
     """What of each layer may be left of heads (with their keys) and units, and what that or the layer's going costs."""
     of_heads: dict[int, dict[tuple[int, int], float]] = collections.defaultdict(dict)
