@@ -25,7 +25,6 @@ from fastlm.search.sensitivity import Reading
 from fastlm.training import quality, restore, workdir_files
 
 FLAGS = flags.FLAGS
-FILE = "readings.json"
 
 
 def define_flags() -> None:
@@ -88,7 +87,7 @@ def main() -> None:
     folder = Path(FLAGS.to).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     made = settings(restored.step)
-    rows = known_readings(folder / FILE, cfg, made)
+    rows = known_readings(folder / sensitivity.FILE, cfg, made)
     done = {(row.part, row.way, row.level) for row in rows}
     wanted = [one for one in sensitivity.asked(cfg, FLAGS.ways, levels) if one not in done]
     if wanted:
@@ -103,7 +102,9 @@ def main() -> None:
         make_task = lambda cfg: kind.make(Model(cfg, compute), restored.tokenizer)
         for row in sensitivity.readings(cfg, make_task, restored.params, seen, batches, wanted):
             rows.append(row)
-            workdir_files.write_whole(folder / FILE, sensitivity.as_text(cfg, made, rows))  # whole at any time
+            workdir_files.write_whole(
+                folder / sensitivity.FILE, sensitivity.as_text(cfg, made, rows)
+            )  # whole at any time
             print(
                 f"{len(rows)}/{len(done) + len(wanted)} {row.part} {row.way} -{row.level:.0%}: "
                 f"loss {row.rise:+.4f} ± {row.error:.4f}",
@@ -112,7 +113,7 @@ def main() -> None:
     title = f"What can be made smaller in {Path(FLAGS.workdir).absolute().name}"
     about = {"title": title, "checkpoint": f"step {restored.step}", "loss on": f"{FLAGS.score_split} split"}
     files = report.write(rows, about, folder)
-    print(f"wrote {FILE}, {', '.join(path.name for path in files)} to {folder}")
+    print(f"wrote {sensitivity.FILE}, {', '.join(path.name for path in files)} to {folder}")
 
 
 if __name__ == "__main__":

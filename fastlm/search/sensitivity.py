@@ -30,6 +30,7 @@ from fastlm.ops.contract import dense
 from fastlm.tasks.task import Batch, Task
 
 NEEDS = (INPUTS, PRODUCTS, OUTPUTS)
+FILE = "readings.json"
 SCORE = "fisher"
 MULTIPLE = 8  # of feed-forward units that stay, where there are many: for meshes and for vector units
 Params = Any
