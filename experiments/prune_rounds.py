@@ -3,7 +3,7 @@
     launch/local.sh -m experiments.prune_rounds --config configs/prune/rounds.py --from runs/lm_small \\
         --budgets 0.7,0.5 --folder runs/rounds
 
-Every round reads how much the loss depends on heads and feed-forward units of each layer (experiments.sensitivity), cuts
+Every round reads how much the loss depends on heads and units of each layer (experiments.sensitivity), cuts
 to its budget, a share of the numbers that the first model's layers have (experiments.prune --readings), and trains with
 the config, which starts from the cut; with the first model for a teacher, if the config says so. Each of these is a
 process of its own; what is finished stays, and what was stopped goes on, when the same command is given again. Config
