@@ -132,7 +132,7 @@ def fast_enough(cfg: ModelConfig, compute: Compute, readings: list[sensitivity.R
     heads, widths = layer_sizes.levels(cfg, readings)
     cost = latencies.table(cfg, compute, heads, widths, load).cost(cfg)
     rest = 1 - sum(cost(i, latencies.whole_of(cfg.layer(i))) for i in range(cfg.layers))
-    most = 1 / (rest + layer_sizes.least(cfg, readings, cost))
+    most = 1 / max(rest + layer_sizes.least(cfg, readings, cost), 1e-3)
     off = 1.0  # how much longer things take than the timings of units say: cuts of several parts are not their sum
     for _ in range(ROUNDS):
         try:

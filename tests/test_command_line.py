@@ -43,6 +43,7 @@ TRAINED_BY = {
     "tinybert_general": "distill/tinybert_general",
     "classify_cut": "classify_finetuned",
     "pruned": "lm_small",
+    "low_rank": "lm_small",
 }
 STAND_IN_LAYERS = 3
 

@@ -2,14 +2,19 @@
 
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import runs
 from fastlm.models import abstract
 from fastlm.ops.paths import flatten
 from fastlm.parallel import mesh as meshes
+from fastlm.search import clock
 from fastlm.training import build, loop, restore
 from tests.entry_points import call, refuses
 
@@ -169,3 +174,90 @@ def test_what_each_part_is_worth_is_read_once_and_drawn(run, tmp_path):
     refuses("holds readings with another batches", "experiments.sensitivity", *little[:3], "2", *little[4:])
     refuses("--ways: no 'head'", "experiments.sensitivity", *little, "--ways", "head")
     refuses("--levels: give shares between", "experiments.sensitivity", *little, "--levels", "1")
+
+
+@pytest.fixture
+def two_layers(tiny_config, tmp_path, one_device):
+    """The workdir of a trained model that has two layers, and what there is to read of them."""
+    tiny_config["model"] |= {"layers": 2, "heads": 4, "feed_forward_width": 64}
+    loop.run(build.build(tiny_config, tmp_path / "run"), say=lambda text: None)
+    little = ("--batches", "1", "--score_batches", "2", "--levels", "0.25,0.5,0.75", "--to", tmp_path / "readings")
+    call("experiments.sensitivity", "--workdir", tmp_path / "run", *little, "--ways", "heads,feed_forward,layer")
+    return tmp_path / "run", tmp_path / "readings/readings.json"
+
+
+def test_sizes_of_layers_follow_a_budget(two_layers, tmp_path, monkeypatch):
+    run, readings = two_layers
+    given = ("--workdir", run, "--readings", readings, "--batches", "1", "--score_batches", "1", "--score", "fisher")
+    made = call("experiments.prune", *given, "--budget", "0.6", "--to", tmp_path / "cut")
+    assert made.status == 0 and "readings add up to" in made.out
+    before, after = (restore.restore(one, meshes.make()) for one in (run, tmp_path / "cut"))
+    numbers = lambda one: sum(leaf.size for path, leaf in flatten(one.params).items() if path.startswith("layers/"))
+    assert 0.3 < numbers(after) / numbers(before) <= 0.6
+    units = lambda cfg: 20 + sum(cfg.layer(i).heads + cfg.layer(i).feed_forward_width for i in range(cfg.layers))
+    slow = lambda cfg, compute: lambda load: [units(cfg)]  # a clock that goes by heads and units
+    monkeypatch.setattr(clock, "runner", slow)
+    shown = call("experiments.prune", *given, "--speed", "1.5")
+    predicted, measured = map(float, re.findall(r"([\d.]+) of the time predicted, ([\d.]+) measured", shown.out)[-1])
+    assert shown.status == 0 and predicted == pytest.approx(measured, abs=2e-3) and measured <= 1.03 / 1.5
+    refuses("--speed: 99.0 is not to be had", "experiments.prune", *given, "--speed", "99")
+    refuses("--budget: it leaves a stack without layers", "experiments.prune", *given, "--budget", "0.00000001")
+    refuses("--heads: is decided by --readings", "experiments.prune", *given, "--heads", "2")
+    refuses("readings of another architecture", "experiments.prune", *given[:1], tmp_path / "cut", *given[2:])
+    refuses("cannot be read; write it with", "experiments.prune", *given[:3], tmp_path / "none.json")
+
+
+def test_rounds_go_on_where_they_were(two_layers, tmp_path, monkeypatch):
+    """Commands are played: what a cut is, was made before, and the second training fails once."""
+    (run, readings), commands, fails = two_layers, [], [True]
+    made = ("--workdir", run, "--readings", readings, "--batches", "1", "--score", "fisher")
+    call("experiments.prune", *made, "--budget", "0.7", "--to", tmp_path / "a cut")
+
+    def played(command, check):
+        commands.append(command[2])
+        target = next(Path(one.partition("=")[2]) for one in command if one.startswith("--to="))
+        if command[2] == "experiments.prune":
+            assert target.name == "cut.partial" and not target.exists()
+            shutil.copytree(tmp_path / "a cut", target)
+        return subprocess.CompletedProcess(command, 0)
+
+    def trained(arguments, workdir):
+        commands.append("train")
+        if workdir.parent.name == "round2" and fails:
+            return fails.clear()
+        assert any(one.startswith("--config.init.source=") and one.endswith("/cut") for one in arguments)
+        shutil.copytree(tmp_path / "a cut", workdir)
+        (workdir / "result.json").write_text("{}")
+        return runs.Outcome({}, 0.0)
+
+    monkeypatch.setattr(subprocess, "run", played)
+    monkeypatch.setattr(runs, "train", trained)
+    given = ("--config", "configs/lm_tiny.py", "--from", run, "--folder", tmp_path / "rounds", "--batches", "1")
+    given += ("--test_batches", "1", "--budgets", "0.8,0.6")
+    refuses("the training did not finish", "experiments.prune_rounds", *given)
+    of_a_round = ["experiments.sensitivity", "experiments.prune", "train"]
+    assert commands == of_a_round * 2
+    done = call("experiments.prune_rounds", *given)
+    assert done.status == 0 and commands == [*of_a_round * 2, "train"]
+    table = rows((tmp_path / "rounds/results.md").read_text())
+    assert [row[0] for row in table] == ["whole", "round 1", "round 2"] and float(table[1][2]) <= 0.7
+    refuses("its rounds have another budgets", "experiments.prune_rounds", *given[:-1], "0.9")
+    refuses("takes more than a third; put 0.667", "experiments.prune_rounds", *given[:-1], "0.5")
+
+
+@pytest.mark.slow
+def test_rounds_in_processes_of_their_own(two_layers, tmp_path):
+    run = two_layers[0]
+    text = (run / "config.json").read_text()
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    values = json.loads({text!r})\n    values.update(model={{}}, mesh={{}})\n    return ConfigDict(values)\n"
+    )
+    given = ("--config", config, "--from", run, "--folder", tmp_path / "rounds", "--budgets", "0.8,0.6")
+    little = ("--batches", "1", "--levels", "0.5,0.75", "--score_batches", "2", "--test_batches", "1")
+    done = call("experiments.prune_rounds", *given, *little)
+    assert done.status == 0, done
+    shares = [float(row[2]) for row in rows((tmp_path / "rounds/results.md").read_text())]
+    assert shares[0] == 1 and shares[1] <= 0.8 and shares[2] <= 0.6
+    assert (tmp_path / "rounds/round2/trained/result.json").exists()
