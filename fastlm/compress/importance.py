@@ -46,6 +46,11 @@ class OfWeights:
     sums: bool = False
 
 
+def _alone(seen: Evidence) -> Float[Array, "I"]:
+    """Returns the mean square of what each input has that the others do not tell."""
+    return 1 / jnp.diagonal(jnp.linalg.inv(surgeon.damped(seen.products)))
+
+
 WEIGHTS: dict[str, OfWeights] = {
     "magnitude": OfWeights(lambda w, seen, key: jnp.abs(w)),
     # SNIP (arXiv 1810.02340): how fast the loss changes as the weight is scaled.
@@ -67,8 +72,14 @@ WEIGHTS: dict[str, OfWeights] = {
     ),
     # Optimal Brain Surgeon's, of each matrix by itself (as in 2301.00774): what is lost once the others make up for it.
     "surgeon": OfWeights(
-        lambda w, seen, key: jnp.square(w) / jnp.diagonal(jnp.linalg.inv(surgeon.damped(seen.products)))[:, None],
+        lambda w, seen, key: jnp.square(w) * _alone(seen)[:, None],
         (PRODUCTS,),
+    ),
+    # Mutual information, all taken as Gaussian, of an output with what only this input tells it, seen through as much
+    # noise as the loss does not notice: `surgeon` and `fisher` in one. (Entropies of inputs order as `activation`.)
+    "information": OfWeights(
+        lambda w, seen, key: 0.5 * jnp.log1p(jnp.square(w) * jnp.diagonal(seen.outputs) * _alone(seen)[:, None]),
+        (PRODUCTS, OUTPUTS),
     ),
     "random": OfWeights(lambda w, seen, key: jax.random.uniform(key, w.shape)),
 }
