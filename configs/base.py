@@ -41,6 +41,9 @@ def get_config() -> ConfigDict:
         }
     )
 
+    config.gated = ConfigDict(
+        {"target": "linear(start=0.0, end=0.5, until=0.4)", "units": ("heads", "feed_forward"), "rate": 1.0}
+    )
     config.pruned = ConfigDict(
         {
             "method": "masked",

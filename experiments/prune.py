@@ -9,6 +9,7 @@ With --to it writes a workdir of the smaller model, which everything here reads,
 for each score. Units are as many in all layers. A score of weights becomes one of units by adding up what reads from
 each (`importance.of_units`); --layers takes numbers, "evenly", or "influence": those that turn the stream most (arXiv
 2403.03853). What the scores look at is gathered on a few rows of the training data (--source for others).
+--dead cuts out, exactly, what gates closed (configs/prune/gates.py).
 Papers: Minitron (2407.14679) for scores by activation on little data, sorted and sliced.
 """
 
@@ -26,7 +27,7 @@ from jax.sharding import Mesh
 
 from experiments import calibration, costs
 from fastlm import command_line
-from fastlm.compress import importance
+from fastlm.compress import gates, importance
 from fastlm.compress.importance import Scores
 from fastlm.compress.parts import EVENLY, Part, layers_named
 from fastlm.errors import UserError
@@ -54,6 +55,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("heads", 0, "heads to keep in each layer; 0 for all", lower_bound=0)
     flags.DEFINE_string(
         "readings", "", "readings.json of experiments.sensitivity, by which each layer has its own sizes"
+    )
+    flags.DEFINE_bool(
+        "dead", False, "cut out, exactly, the heads and units that nothing reads (config.wrappers 'gated')"
     )
     flags.DEFINE_float("budget", 0.5, "with --readings: share of the numbers of all layers, that is kept")
     flags.DEFINE_float("speed", 0.0, "with --readings, instead of --budget: how many times as fast, by unit timings")
@@ -96,15 +100,30 @@ def layers_of(restored: Restored, mesh: Mesh) -> tuple[int, ...] | None:
     return tuple(sorted(int(i) for i in np.argsort(-scores, kind="stable")[:count]))
 
 
+def part_of(restored: Restored, mesh: Mesh) -> Part:
+    """Returns what the flags keep.
+
+    Raises:
+      UserError: they do not go together, or name what is not there.
+    """
+    if FLAGS.readings or FLAGS.dead:
+        names = ["layers", "layer_count", "heads", "feed_forward_width"]
+        for name in names + ["readings", "width", "score"] * FLAGS.dead:
+            if FLAGS[name].present:
+                raise UserError(f"--{name}: is decided by {'--dead' if FLAGS.dead else '--readings'}; leave one out")
+    if FLAGS.dead:
+        return gates.alive(restored.model.cfg, restored.params)[0]
+    if FLAGS.readings:
+        return searched(restored.model.cfg, restored.model.compute)
+    return Part(layers_of(restored, mesh), FLAGS.width, FLAGS.feed_forward_width, FLAGS.heads)
+
+
 def searched(cfg: ModelConfig, compute: Compute) -> Part:
     """Returns the part that --readings leads to under --budget, or under --speed.
 
     Raises:
       UserError: no such readings, or a budget that cannot be met.
     """
-    for name in ("layers", "layer_count", "heads", "feed_forward_width"):
-        if FLAGS[name].present:
-            raise UserError(f"--{name}: is decided by --readings; leave one out")
     if FLAGS["budget"].present and FLAGS.speed:
         raise UserError("--speed: is another budget than --budget; leave one out")
     readings = sensitivity.load(Path(FLAGS.readings).expanduser(), cfg)[1]
@@ -175,11 +194,7 @@ def main() -> None:
     jax.set_mesh(mesh)
     restored = restore.restore(FLAGS.workdir, mesh, step=FLAGS.step)
     cfg = restored.model.cfg
-    part = (
-        searched(cfg, restored.model.compute)
-        if FLAGS.readings
-        else Part(layers_of(restored, mesh), FLAGS.width, FLAGS.feed_forward_width, FLAGS.heads)
-    )
+    part = part_of(restored, mesh)
     with by_flags():
         small = part.config(cfg)
     if small == cfg:
@@ -192,18 +207,22 @@ def main() -> None:
         deep, params = slicing.keep_layers(cfg, params, part.layers)
     matrices = [path for path, names in units.axes(deep).items() if len(names) == 2 and path.startswith("layers/")]
     whole = dataclasses.replace(restored, model=Model(deep, restored.model.compute), params=params)
-    known = calibration.seen(whole, mesh, matrices, FLAGS.score)
     rest = dataclasses.replace(part, layers=None)
-    cut = lambda name: rest.take(deep, params, mesh, of_units(deep, params, known, name, FLAGS.seed))
+    if FLAGS.dead:
+        names, score = ["(what is read)"], lambda name: gates.alive(cfg, params)[1]
+    else:
+        known = calibration.seen(whole, mesh, matrices, FLAGS.score)
+        names, score = FLAGS.score, lambda name: of_units(deep, params, known, name, FLAGS.seed)
+    cut = lambda name: rest.take(deep, params, mesh, score(name))
     if FLAGS.to:
         command = " ".join(["python -m experiments.prune", *sys.argv[1:]])
-        size = rewritten.write(FLAGS.workdir, restored, small, cut(FLAGS.score[0]), FLAGS.to, command)
+        size = rewritten.write(FLAGS.workdir, restored, small, cut(names[0]), FLAGS.to, command)
         print(f"wrote step 0 to {FLAGS.to}: {size:,} bytes")
         print(f"next: launch/local.sh -m fastlm.evaluate --workdir {FLAGS.to}")
         return
     changed = (
         ([name], dataclasses.replace(restored, model=Model(small, restored.model.compute), params=cut(name)))
-        for name in FLAGS.score
+        for name in names
     )
     costs.table(restored, mesh, ["score"], changed, FLAGS.score_batches)
 

@@ -15,6 +15,7 @@ from configs import base
 from experiments import long_range
 from fastlm import command_line
 from fastlm.compress.distill import Distilled
+from fastlm.compress.gates import Gated
 from fastlm.compress.lora import Lora
 from fastlm.compress.prune import Pruned
 from fastlm.data import settings as data_settings
@@ -53,6 +54,7 @@ TARGETS = {
     "distilled": (Distilled, set()),
     "init": (initial.Init, set()),
     "lora": (Lora, set()),
+    "gated": (Gated, set()),
     "pruned": (Pruned, set()),
     "model": (ModelConfig, set()),
     "compute": (Compute, set()),

@@ -7,6 +7,7 @@ of that section and called with a task and the `Setting` that it becomes part of
 from collections.abc import Callable
 
 from fastlm.compress.distill import Distilled
+from fastlm.compress.gates import Gated
 from fastlm.compress.lora import Lora
 from fastlm.compress.prune import Pruned
 from fastlm.compress.setting import Setting
@@ -16,6 +17,7 @@ __all__ = ["WRAPPERS", "Setting"]
 
 WRAPPERS: dict[str, Callable[..., Callable[[Task, Setting], Task]]] = {
     "distilled": Distilled,
+    "gated": Gated,
     "lora": Lora,
     "pruned": Pruned,
 }

@@ -207,6 +207,36 @@ def test_sizes_of_layers_follow_a_budget(two_layers, tmp_path, monkeypatch):
     refuses("cannot be read; write it with", "experiments.prune", *given[:3], tmp_path / "none.json")
 
 
+def test_closed_gates_are_cut_out_of_a_run_that_was_stopped(tiny_config, tmp_path, one_device, monkeypatch):
+    tiny_config |= {"wrappers": ("gated",), "gated": {"target": "linear(start=0.0, end=0.6, until=0.5)", "rate": 5.0}}
+    tiny_config["optimizer"] = tiny_config["optimizer"] | {"groups": (("gated", {"rate": 1000.0, "decay": 0.0}),)}
+
+    def train(name, stop_at=None):
+        monkeypatch.setattr(loop.StopRequest, "now", lambda self, step: step == stop_at)
+        return loop.run(build.build(tiny_config, tmp_path / name), say=lambda text: None)
+
+    straight = train("straight")
+    assert train("twice", stop_at=7).status == "interrupted"
+    twice = train("twice")
+    jax.tree.map(np.testing.assert_array_equal, straight.state.params, twice.state.params)
+    jax.tree.map(np.testing.assert_array_equal, straight.state.compression, twice.state.compression)
+    run = tmp_path / "twice"
+    shown = call("experiments.prune", "--workdir", run, "--dead", "--score_batches", "1")
+    whole, cut = (row[1:] for row in rows(shown.out))
+    assert shown.status == 0 and whole == cut
+    made = call("experiments.prune", "--workdir", run, "--dead", "--to", tmp_path / "cut")
+    assert made.status == 0
+    before, after = (restore.restore(one, meshes.make()) for one in (run, tmp_path / "cut"))
+    tokens = np.arange(8)[None]
+    np.testing.assert_allclose(
+        before.model.apply(before.params, tokens)[0], after.model.apply(after.params, tokens)[0], atol=1e-5
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(after.params)) < sum(
+        leaf.size for leaf in jax.tree.leaves(before.params)
+    )
+    refuses("--heads: is decided by --dead", "experiments.prune", "--workdir", run, "--dead", "--heads", "1")
+
+
 def test_rounds_go_on_where_they_were(two_layers, tmp_path, monkeypatch):
     """Commands are played: what a cut is, was made before, and the second training fails once."""
     (run, readings), commands, fails = two_layers, [], [True]
