@@ -1,5 +1,7 @@
 """Gates on units: neutral while open, chances as drawn, the share that is wanted, an exact cut at the end."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from fastlm.models import Model, ModelConfig, units
 from fastlm.ops import paths
 from fastlm.parallel import mesh as meshes
 from fastlm.tasks import language_modeling
+from fastlm.tasks.scoring import to_device
 from fastlm.training import optimizers, precision, state
 from fastlm.training.step import make_train_step
 
@@ -88,14 +91,20 @@ def test_numbers_of_units_are_those_of_smaller_models():
     np.testing.assert_allclose(metrics["gone"], expected + (1 - expected) * open_share, atol=1e-4)
 
 
-def test_training_reaches_the_share_that_is_wanted():
-    task = Gated(target="linear(start=0.0, end=0.5, until=0.5)", rate=2.0)(PLAIN, SETTING)
-    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), MODEL.init(jax.random.key(0))))
+def training(model, task):
+    """Returns how a state begins, and its optimizer."""
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), model.init(jax.random.key(0))))
     groups = ((NAME, {"rate": 30.0, "decay": 0.0}),)
     optimizer = optimizers.make(name="adamw", learning_rate=0.01, params=shapes, groups=groups)
-    now = state.create(
-        task, MODEL, optimizer, seed=0, rows=4, average=False, loss_scale=precision.loss_scale_for("float32")
-    )
+    scale = precision.loss_scale_for("float32")
+    create = lambda: state.create(task, model, optimizer, seed=0, rows=4, average=False, loss_scale=scale)
+    return create, optimizer
+
+
+def test_training_reaches_the_share_that_is_wanted():
+    task = Gated(target="linear(start=0.0, end=0.5, until=0.5)", rate=2.0)(PLAIN, SETTING)
+    create, optimizer = training(MODEL, task)
+    now = create()
     step, wanted = jax.jit(make_train_step(task, optimizer)), []
     for number in range(60):
         now, metrics = step(now, task.constants, batch(number % 4))
@@ -133,3 +142,24 @@ def test_it_stacks_with_zeros():
     assert float((np.asarray(seen["layers"]["0"]["feed_forward"]["down"]) == 0).mean()) == pytest.approx(0.5, abs=0.01)
     _, metrics = both.compression.penalty(params, nothing, jnp.int32(0))
     assert {"sparsity", "gone"} <= set(metrics)
+
+
+@pytest.mark.slow
+def test_gates_and_factors_on_a_mesh_are_those_of_one_device():
+    cfg = ModelConfig(**{**vars(CFG), "formats": (("layers/1/.*/(up|q)", "low_rank(rank=4)"),)})
+    model = Model(cfg)
+    task = Gated()(language_modeling.make(model, np.ones(32, np.int32)), dataclasses.replace(SETTING, model=model))
+    create, optimizer = training(model, task)
+    step, alone = make_train_step(task, optimizer), jax.jit(create)()
+    for number in range(3):
+        alone, _ = jax.jit(step)(alone, task.constants, batch(number))
+    mesh = meshes.make(data=2, fsdp=2, tensor=2)
+    jax.set_mesh(mesh)
+    placed = state.shardings(jax.eval_shape(create), task, mesh)
+    current = jax.jit(create, out_shardings=placed)()
+    cut = jax.jit(step, out_shardings=(placed, None))
+    for number in range(3):
+        current, _ = cut(current, task.constants, to_device(batch(number), mesh))
+    up = current.params["model"]["layers"]["1"]["feed_forward"]["up"]
+    assert not up.a.sharding.is_fully_replicated and not up.b.sharding.is_fully_replicated
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone.params, current.params)
