@@ -18,6 +18,12 @@ FLAGS = flags.FLAGS
 ROWS = 8  # of a batch
 
 
+def define_model() -> None:
+    """Defines what is changed, or read: --workdir, --step."""
+    flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
+    flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
+
+
 def define_flags() -> None:
     """Defines what is read: --source, --split, --batches."""
     flags.DEFINE_multi_string("source", [], "what the scores look at; default the training's")

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 
+from absl import flags
 from jax.sharding import Mesh
 
 from fastlm.training import quality
 from fastlm.training.restore import Restored
 
 SHOWN = ("bits_per_byte", "accuracy", "loss")
+
+
+def define_flags() -> None:
+    """Defines what the table is of: --score_batches."""
+    flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
 
 
 def table(

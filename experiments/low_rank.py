@@ -37,15 +37,14 @@ Way = tuple[str, str, float]
 
 def define_flags() -> None:
     """Defines the flags; not on import, for experiments that stand side by side share names."""
-    flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
-    flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
+    calibration.define_model()
     flags.DEFINE_list("method", ["fisher"], f"of {', '.join(low_rank.METHODS)}")
     flags.DEFINE_list("share", ["0.5"], "of the numbers of all these matrices, that are left")
     flags.DEFINE_list("allocation", ["size"], f"of ranks: {', '.join(low_rank.ALLOCATIONS)}")
     flags.DEFINE_integer("multiple", 8, "of which ranks are multiples", lower_bound=1)
     flags.DEFINE_multi_string("paths", list(prune.MATRICES), "patterns of the matrices that are factorised")
     calibration.define_flags()
-    flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
+    costs.define_flags()
     flags.DEFINE_string("to", "", "workdir to write; must be new or empty")
 
 

@@ -46,8 +46,7 @@ ROUNDS, CLOSE = 4, 1.03  # of measuring what was predicted, until it is as close
 
 def define_flags() -> None:
     """Defines the flags; not on import, for experiments that stand side by side share names."""
-    flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
-    flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
+    calibration.define_model()
     flags.DEFINE_list("score", ["wanda"], f"of {', '.join(importance.WEIGHTS)}")
     flags.DEFINE_string("layers", "", "which to keep: '0,2,4', 'evenly' or 'influence'; all by default")
     flags.DEFINE_integer("layer_count", 0, "with 'evenly' or 'influence': how many", lower_bound=0)
@@ -66,7 +65,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("tokens", 32, "that are written behind them, where the model writes", lower_bound=8)
     flags.DEFINE_integer("feed_forward_width", 0, "feed-forward units to keep in each layer; 0 for all", lower_bound=0)
     calibration.define_flags()
-    flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
+    costs.define_flags()
     flags.DEFINE_integer("seed", 0, "of random scores", lower_bound=0)
     flags.DEFINE_string("to", "", "workdir to write; must be new or empty")
 
@@ -131,7 +130,7 @@ def searched(cfg: ModelConfig, compute: Compute) -> Part:
         return fast_enough(cfg, compute, readings)
     if not 0 < FLAGS.budget < 1:
         raise UserError(f"--budget: {FLAGS.budget} is no share between 0 and 1")
-    total = sum(sensitivity.numbers(cfg, i) for i in range(cfg.total_layers))
+    total = sensitivity.numbers_of_layers(cfg)
     found = layer_sizes.search(cfg, readings, layer_sizes.parameters(cfg), FLAGS.budget * total, "--budget")
     print(
         f"layers have {found.cost:,.0f} of {total:,} numbers; readings add up to {found.rise:+.4f} of loss", flush=True

@@ -26,7 +26,6 @@ from absl import flags
 from experiments import calibration, costs, runs
 from fastlm import command_line
 from fastlm.errors import UserError
-from fastlm.models import ModelConfig
 from fastlm.parallel import mesh as meshes
 from fastlm.search import sensitivity
 from fastlm.training import quality, restore, workdir_files
@@ -90,11 +89,6 @@ def same_as_before(folder: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{folder}: its rounds have another {other}; name another --folder, or give the same again")
 
 
-def numbers_of(cfg: ModelConfig) -> int:
-    """Returns how many numbers all layers have."""
-    return sum(sensitivity.numbers(cfg, i) for i in range(cfg.total_layers))
-
-
 def one_round(folder: Path, before: str, share: float, config: str, overrides: Sequence[str]) -> Path:
     """Reads, cuts and trains; returns the workdir of the trained model.
 
@@ -132,15 +126,15 @@ def main() -> None:
     mesh = meshes.alone()
     jax.set_mesh(mesh)
     asked = quality.Asked(tuple(FLAGS.source), batches=FLAGS.test_batches)
-    total = numbers_of(restore.restore(first, mesh).model.cfg)
+    total = sensitivity.numbers_of_layers(restore.restore(first, mesh).model.cfg)
     rows, now = [_row("whole", total, total, [_metric(first, mesh, asked)])], first
     for number, budget in enumerate(wanted, 1):
-        there = numbers_of(restore.restore(now, mesh).model.cfg)
+        there = sensitivity.numbers_of_layers(restore.restore(now, mesh).model.cfg)
         own = folder / f"round{number}"
         now = str(one_round(own, now, budget * total / there, config, overrides))
         cfg = restore.restore(now, mesh).model.cfg
         scores = [_metric(str(own / "cut"), mesh, asked), _metric(now, mesh, asked)]
-        rows.append(_row(f"round {number}", numbers_of(cfg), total, scores))
+        rows.append(_row(f"round {number}", sensitivity.numbers_of_layers(cfg), total, scores))
     name = scores[0][0]
     text = "\n".join([f"| | numbers of layers | share | {name}, cut | trained |", "|---|---:|---:|---:|---:|", *rows])
     workdir_files.write_whole(folder / "results.md", text + "\n")

@@ -29,8 +29,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; not on import, for experiments that stand side by side share names."""
-    flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
-    flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
+    calibration.define_model()
     flags.DEFINE_list("ways", list(sensitivity.WAYS), f"of {', '.join(sensitivity.WAYS)}")
     flags.DEFINE_list("levels", ["0.5"], "shares of a part that are gone")
     calibration.define_flags()

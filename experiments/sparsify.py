@@ -39,15 +39,14 @@ Way = tuple[str, str, float]
 
 def define_flags() -> None:
     """Defines the flags; not on import, for experiments that stand side by side share names."""
-    flags.DEFINE_string("workdir", None, "a run of fastlm.train, or what fastlm.convert wrote")
-    flags.DEFINE_string("step", "", "checkpoint of it: a number, 'best', or nothing for the newest")
+    calibration.define_model()
     flags.DEFINE_list("score", ["magnitude"], f"of {', '.join(importance.WEIGHTS)}")
     flags.DEFINE_list("sparsity", ["0.5"], "share of zeros in each matrix; with an N:M allocation that decides")
     flags.DEFINE_list("allocation", ["matrix"], f"of {', '.join(masks.ALLOCATIONS)}, or 2:4")
     flags.DEFINE_multi_string("paths", list(prune.MATRICES), "patterns of the matrices that are pruned")
     flags.DEFINE_bool("update", False, "let the weights that stay make up for the others, by least squares")
     calibration.define_flags()
-    flags.DEFINE_integer("score_batches", 0, "batches of the test split to score; 0 for all", lower_bound=0)
+    costs.define_flags()
     flags.DEFINE_string("rewind", "", "take what is not zero from this step of the run")
     flags.DEFINE_integer("seed", 0, "of random scores", lower_bound=0)
     flags.DEFINE_string("to", "", "workdir to write; must be new or empty")

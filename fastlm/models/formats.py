@@ -53,7 +53,7 @@ class OfLowRank:
     """
 
     rank: int
-    stored: ClassVar[bool] = False
+    stored: ClassVar[bool] = LowRank.stored
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -77,7 +77,7 @@ class OfSparse:
     """See `leaves.Sparse`."""
 
     ones: int
-    stored: ClassVar[bool] = True
+    stored: ClassVar[bool] = Sparse.stored
 
     def __post_init__(self) -> None:
         if self.ones < 0:
@@ -167,7 +167,7 @@ def for_use(formats: Formats) -> Formats:
 
 
 def _is_stored(node: Any) -> bool:
-    return isinstance(node, Sparse)
+    return isinstance(node, Leaf) and node.stored
 
 
 def without_layers(formats: Mapping[str, Format], layers: Sequence[int]) -> Formats:

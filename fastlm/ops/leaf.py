@@ -17,9 +17,11 @@ class Leaf(ABC):
 
     Attributes:
       factored: whether its parts are weights themselves, to be trained, scored, cut and adapted one by one.
+      stored: whether it is for disk alone: what is read has an array there.
     """
 
     factored: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -199,6 +199,7 @@ class Sparse(Leaf):
       sides: (I, O). Static.
     """
 
+    stored: ClassVar[bool] = True
     bits: Int[Array, "b"]
     values: Float[Array, "n"]
     sides: tuple[int, int] = flax.struct.field(pytree_node=False)

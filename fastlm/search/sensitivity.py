@@ -149,6 +149,11 @@ def numbers(cfg: ModelConfig, layer: int, sizes: Mapping[Unit, int] = types.Mapp
     return total
 
 
+def numbers_of_layers(cfg: ModelConfig) -> int:
+    """Returns how many numbers all layers have."""
+    return sum(numbers(cfg, i) for i in range(cfg.total_layers))
+
+
 def _with_keys(cfg: ModelConfig, own: Unit) -> tuple[Unit, ...]:
     """A unit, and where each head has a key of its own, that."""
     if own.kind != "heads" or cfg.layer(own.layer).kv_heads != cfg.layer(own.layer).heads:
